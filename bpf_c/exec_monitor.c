@@ -1,0 +1,387 @@
+/* exec-monitor: every execve and execveat, with its arguments, result and duration.
+ *
+ * One of these is compiled, by the rung of the ladder that was taken:
+ *   RUNG_KPROBE      kprobe and kretprobe on the system calls' functions, 32-bit callers included
+ *   RUNG_FENTRY      fentry and fexit on the same
+ *   RUNG_TRACEPOINT  tracepoints syscalls:sys_enter_execve[at] and sys_exit_execve[at]
+ *   RUNG_SCHED       raw tracepoint sched_process_exec: successes only, no duration
+ * WITH_BTF adds what needs the kernel's structures: the parent, and arguments that could not be read
+ * on entry.
+ *
+ * Costs some 2 us for each exec, which itself takes a few hundred; nothing on any other event.
+ * A call is noted on entry (its strings may be gone when it returns) and reported on return.  It is found
+ * again by its task_struct's address: when a thread execs, it takes over its leader's thread id. */
+#include "hmebpf.h"
+
+#define FILENAME_SIZE 256
+#define ARGS_SIZE 4096
+#define ARG_SIZE 512
+#define MAX_ARGS 128
+#define COMM_SIZE 16
+
+enum call { EXECVE, EXECVEAT, CALLS };
+
+/* What is wrong with the strings of a record. */
+#define ARGS_CUT 1        /* too many or too long: the rest is missing */
+#define FILENAME_CUT 2
+#define UNREADABLE 4      /* a page of them was not in memory on entry */
+#define ARGS_FROM_STACK 8 /* args is the new program's own argument area */
+
+struct exec {
+	u64 start_ns;
+	u64 duration_ns;
+	u64 cgroup;
+	u64 filename_at; /* user space addresses */
+	u64 argv_at;
+	u32 pid;
+	u32 ppid;
+	u32 uid;
+	s32 ret;
+	u32 args_length;
+	u8 call;
+	u8 flags;
+	u8 pointer_size;
+	u8 has_parent;
+	char comm[COMM_SIZE];
+	char parent_comm[COMM_SIZE];
+	char filename[FILENAME_SIZE];
+	char args[ARGS_SIZE]; /* each ends in a zero byte; the record ends after args_length of them */
+};
+
+struct choices {
+	u32 pid;
+	u32 uid;
+	u8 by_pid;
+	u8 by_uid;
+	u8 by_comm;
+	u8 failed_only;
+	char comm[COMM_SIZE];
+};
+
+enum count { SUCCEEDED, FAILED, LOST, INFLIGHT_FULL, COUNTS };
+
+BPF_ARRAY(settings, struct choices, 1);
+BPF_PERCPU_ARRAY(counts, u64, COUNTS);
+BPF_PERCPU_ARRAY(scratch, struct exec, CALLS);
+BPF_RINGBUF_OUTPUT(events, 1024); /* pages: 4 MiB */
+#ifndef RUNG_SCHED
+/* Entries are allocated as they are needed: few calls are under way at a time, and each is 4.5 KB. */
+BPF_F_TABLE("hash", u64, struct exec, inflight, 8192, BPF_F_NO_PREALLOC);
+#endif
+
+static __always_inline void count(u32 which)
+{
+	u64 *number = counts.lookup(&which);
+	if (number)
+		(*number)++;
+}
+
+/* Is this process one the user asked for?  Decided before any work is done. */
+static __always_inline bool wanted_process(void)
+{
+	u32 zero = 0;
+	struct choices *choices = settings.lookup(&zero);
+	if (!choices)
+		return false;
+	if (choices->by_pid && choices->pid != bpf_get_current_pid_tgid() >> 32)
+		return false;
+	if (choices->by_uid && choices->uid != (u32)bpf_get_current_uid_gid())
+		return false;
+	return true;
+}
+
+/* And is this result? */
+static __always_inline bool wanted_result(struct exec *exec)
+{
+	u32 zero = 0;
+	struct choices *choices = settings.lookup(&zero);
+	if (!choices)
+		return false;
+	if (choices->failed_only && exec->ret == 0)
+		return false;
+	if (choices->by_comm) {
+		u64 *is = (u64 *)exec->comm, *asked = (u64 *)choices->comm;
+		if (is[0] != asked[0] || is[1] != asked[1])
+			return false;
+	}
+	return true;
+}
+
+/* Who calls; the parent as the kernel's task tree has it. */
+static __always_inline void describe_caller(struct exec *exec)
+{
+	exec->pid = bpf_get_current_pid_tgid() >> 32;
+	exec->uid = bpf_get_current_uid_gid();
+	exec->cgroup = bpf_get_current_cgroup_id();
+	exec->has_parent = 0;
+#ifdef WITH_BTF
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task(), *parent = NULL;
+	bpf_probe_read_kernel(&parent, sizeof(parent), &task->real_parent);
+	if (parent) {
+		bpf_probe_read_kernel(&exec->ppid, sizeof(exec->ppid), &parent->tgid);
+		bpf_probe_read_kernel(exec->parent_comm, sizeof(exec->parent_comm), &parent->comm);
+		exec->has_parent = 1;
+	}
+#endif
+}
+
+#ifdef WITH_BTF
+/* The arguments as the new program has them: pages that the kernel itself has just written. */
+static __always_inline void read_stack_args(struct exec *exec)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct mm_struct *mm = NULL;
+	u64 start = 0, end = 0;
+	bpf_probe_read_kernel(&mm, sizeof(mm), &task->mm);
+	if (!mm)
+		return;
+	bpf_probe_read_kernel(&start, sizeof(start), &mm->arg_start);
+	bpf_probe_read_kernel(&end, sizeof(end), &mm->arg_end);
+	u64 length = end - start;
+	exec->flags |= ARGS_FROM_STACK;
+	if (length > ARGS_SIZE) {
+		length = ARGS_SIZE;
+		exec->flags |= ARGS_CUT;
+	}
+	exec->args_length = 0;
+	if (bpf_probe_read_user(exec->args, length, (void *)start) == 0)
+		exec->args_length = length;
+}
+#endif
+
+static __always_inline void report(struct exec *exec)
+{
+	bpf_get_current_comm(exec->comm, sizeof(exec->comm));
+	if (!wanted_result(exec))
+		return;
+	count(exec->ret == 0 ? SUCCEEDED : FAILED);
+	u32 length = exec->args_length;
+	if (length > ARGS_SIZE)
+		length = ARGS_SIZE;
+	if (events.ringbuf_output(exec, offsetof(struct exec, args) + length, 0))
+		count(LOST);
+}
+
+#ifndef RUNG_SCHED
+
+/* The strings that the caller passed, out of its memory. */
+static __always_inline void read_strings(struct exec *exec)
+{
+	exec->flags = 0;
+	exec->args_length = 0;
+	s32 length = bpf_probe_read_user_str(exec->filename, FILENAME_SIZE, (void *)exec->filename_at);
+	if (length < 0) {
+		exec->filename[0] = 0;
+		exec->flags |= UNREADABLE;
+	} else if (length == FILENAME_SIZE) {
+		exec->flags |= FILENAME_CUT;
+	}
+	/* No branch in this loop but those that leave it: the verifier follows each way through it, and
+	 * two ways in each of 128 rounds would be too many. */
+	u64 pointer_mask = exec->pointer_size == 4 ? 0xFFFFFFFF : ~0ULL;
+	u32 used = 0;
+	u32 i = 0;
+	for (; i < MAX_ARGS; i++) {
+		u64 arg = 0;
+		void *at = (void *)(exec->argv_at + i * exec->pointer_size);
+		if (bpf_probe_read_user(&arg, sizeof(arg), at)) {
+			exec->flags |= UNREADABLE;
+			break;
+		}
+		arg &= pointer_mask;
+		if (!arg)
+			break;
+		if (used > ARGS_SIZE - ARG_SIZE) {
+			exec->flags |= ARGS_CUT;
+			break;
+		}
+		length = bpf_probe_read_user_str(&exec->args[used], ARG_SIZE, (void *)arg);
+		if (length < 0) {
+			exec->flags |= UNREADABLE;
+			break;
+		}
+		exec->flags |= (length / ARG_SIZE) & ARGS_CUT; /* 1 if it filled its place */
+		used += length & (2 * ARG_SIZE - 1);
+	}
+	if (i == MAX_ARGS)
+		exec->flags |= ARGS_CUT;
+	exec->args_length = used;
+}
+
+static __always_inline int enter(u32 call, u64 filename, u64 argv, u8 pointer_size)
+{
+	if (!wanted_process())
+		return 0;
+	struct exec *exec = scratch.lookup(&call);
+	if (!exec)
+		return 0;
+	exec->start_ns = bpf_ktime_get_ns();
+	exec->call = call;
+	exec->filename_at = filename;
+	exec->argv_at = argv;
+	exec->pointer_size = pointer_size;
+	describe_caller(exec);
+	read_strings(exec);
+	u64 task = bpf_get_current_task();
+	if (inflight.update(&task, exec))
+		count(INFLIGHT_FULL);
+	return 0;
+}
+
+static __always_inline int leave(s64 ret)
+{
+	u64 task = bpf_get_current_task();
+	struct exec *exec = inflight.lookup(&task);
+	if (!exec)
+		return 0;
+	exec->duration_ns = bpf_ktime_get_ns() - exec->start_ns;
+	exec->ret = ret;
+	if (exec->flags & UNREADABLE) {
+		if (ret < 0)
+			read_strings(exec); /* by now the kernel itself has touched what it read */
+#ifdef WITH_BTF
+		else
+			read_stack_args(exec);
+#endif
+	}
+	report(exec);
+	inflight.delete(&task);
+	return 0;
+}
+
+#endif
+
+/* ---- the rungs: thin programs around enter() and leave() ---------------------------------------- */
+
+#ifdef RUNG_TRACEPOINT
+int enter_execve(struct sys_enter *ctx)
+{
+	return enter(EXECVE, ctx->args[0], ctx->args[1], 8);
+}
+
+int enter_execveat(struct sys_enter *ctx)
+{
+	return enter(EXECVEAT, ctx->args[1], ctx->args[2], 8);
+}
+
+int leave_exec(struct sys_exit *ctx)
+{
+	return leave(ctx->ret);
+}
+#endif
+
+#if defined(RUNG_KPROBE) || defined(RUNG_FENTRY)
+
+/* The registers with which user space made the call; a kernel address. */
+#define read_argument(variable, argument) \
+	bpf_probe_read_kernel(&variable, sizeof(variable), &argument(user))
+
+static __always_inline int enter_native(u32 call, struct pt_regs *user)
+{
+	u64 filename = 0, argv = 0;
+	if (call == EXECVE) {
+		read_argument(filename, SYSCALL_ARG1);
+		read_argument(argv, SYSCALL_ARG2);
+	} else {
+		read_argument(filename, SYSCALL_ARG2);
+		read_argument(argv, SYSCALL_ARG3);
+	}
+	return enter(call, filename, argv, 8);
+}
+
+static __always_inline int enter_compat(u32 call, struct pt_regs *user)
+{
+	u64 filename = 0, argv = 0;
+	if (call == EXECVE) {
+		read_argument(filename, COMPAT_ARG1);
+		read_argument(argv, COMPAT_ARG2);
+	} else {
+		read_argument(filename, COMPAT_ARG2);
+		read_argument(argv, COMPAT_ARG3);
+	}
+	return enter(call, (u32)filename, (u32)argv, 4);
+}
+
+#endif
+
+#ifdef RUNG_KPROBE
+int enter_execve(struct pt_regs *ctx)
+{
+	return enter_native(EXECVE, (struct pt_regs *)FUNCTION_ARG1(ctx));
+}
+
+int enter_execveat(struct pt_regs *ctx)
+{
+	return enter_native(EXECVEAT, (struct pt_regs *)FUNCTION_ARG1(ctx));
+}
+
+int enter_compat_execve(struct pt_regs *ctx)
+{
+	return enter_compat(EXECVE, (struct pt_regs *)FUNCTION_ARG1(ctx));
+}
+
+int enter_compat_execveat(struct pt_regs *ctx)
+{
+	return enter_compat(EXECVEAT, (struct pt_regs *)FUNCTION_ARG1(ctx));
+}
+
+int leave_exec(struct pt_regs *ctx)
+{
+	return leave((s64)FUNCTION_RESULT(ctx));
+}
+#endif
+
+#ifdef RUNG_FENTRY
+int enter_execve(u64 *ctx)
+{
+	return enter_native(EXECVE, (struct pt_regs *)ctx[0]);
+}
+
+int enter_execveat(u64 *ctx)
+{
+	return enter_native(EXECVEAT, (struct pt_regs *)ctx[0]);
+}
+
+int enter_compat_execve(u64 *ctx)
+{
+	return enter_compat(EXECVE, (struct pt_regs *)ctx[0]);
+}
+
+int enter_compat_execveat(u64 *ctx)
+{
+	return enter_compat(EXECVEAT, (struct pt_regs *)ctx[0]);
+}
+
+/* One argument, then the result. */
+int leave_exec(u64 *ctx)
+{
+	return leave((s64)ctx[1]);
+}
+#endif
+
+#ifdef RUNG_SCHED
+/* sched_process_exec(task, old pid, binprm), raised when an exec can no longer fail */
+int exec_done(struct bpf_raw_tracepoint_args *ctx)
+{
+	u32 call = EXECVE;
+	if (!wanted_process())
+		return 0;
+	struct exec *exec = scratch.lookup(&call);
+	if (!exec)
+		return 0;
+	struct linux_binprm *binprm = (struct linux_binprm *)ctx->args[2];
+	char *filename = NULL;
+	exec->start_ns = bpf_ktime_get_ns();
+	exec->duration_ns = 0;
+	exec->flags = 0;
+	exec->ret = 0;
+	exec->call = CALLS; /* which of the two is not known */
+	describe_caller(exec);
+	bpf_probe_read_kernel(&filename, sizeof(filename), &binprm->filename);
+	if (bpf_probe_read_kernel_str(exec->filename, FILENAME_SIZE, filename) == FILENAME_SIZE)
+		exec->flags |= FILENAME_CUT;
+	read_stack_args(exec);
+	report(exec);
+	return 0;
+}
+#endif

@@ -1,0 +1,91 @@
+"""hmebpf shows what the Linux kernel sees: packets, process executions, socket calls.
+
+The public names are imported when they are first used, so that ``import hypermesh_ebpf`` costs
+next to nothing: no bcc, rich, pyroute2 or numpy before something needs them.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # type checkers take it for true; typing itself would cost 5 ms
+if TYPE_CHECKING:
+    from hypermesh_ebpf.errors import AttachError as AttachError
+    from hypermesh_ebpf.errors import CompileError as CompileError
+    from hypermesh_ebpf.errors import DetachError as DetachError
+    from hypermesh_ebpf.errors import GuardError as GuardError
+    from hypermesh_ebpf.errors import HmebpfError as HmebpfError
+    from hypermesh_ebpf.errors import InterfaceBusy as InterfaceBusy
+    from hypermesh_ebpf.errors import InterfaceNotFound as InterfaceNotFound
+    from hypermesh_ebpf.errors import LoadError as LoadError
+    from hypermesh_ebpf.errors import LossSeen as LossSeen
+    from hypermesh_ebpf.errors import MapError as MapError
+    from hypermesh_ebpf.errors import MissingBtf as MissingBtf
+    from hypermesh_ebpf.errors import MissingDependency as MissingDependency
+    from hypermesh_ebpf.errors import MissingPrivilege as MissingPrivilege
+    from hypermesh_ebpf.errors import OutputError as OutputError
+    from hypermesh_ebpf.errors import OverheadExceeded as OverheadExceeded
+    from hypermesh_ebpf.errors import TargetGone as TargetGone
+    from hypermesh_ebpf.errors import Unsupported as Unsupported
+    from hypermesh_ebpf.errors import UsageError as UsageError
+    from hypermesh_ebpf.errors import VerifierError as VerifierError
+    from hypermesh_ebpf.errors import WorkerError as WorkerError
+    from hypermesh_ebpf.metrics.sample import Degraded as Degraded
+    from hypermesh_ebpf.metrics.sample import End as End
+    from hypermesh_ebpf.metrics.sample import Event as Event
+    from hypermesh_ebpf.metrics.sample import Histogram as Histogram
+    from hypermesh_ebpf.metrics.sample import Loss as Loss
+    from hypermesh_ebpf.metrics.sample import Sample as Sample
+    from hypermesh_ebpf.metrics.sample import Start as Start
+    from hypermesh_ebpf.session import open_monitor as open_monitor
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "hypermesh_ebpf.errors": (
+        "AttachError",
+        "CompileError",
+        "DetachError",
+        "GuardError",
+        "HmebpfError",
+        "InterfaceBusy",
+        "InterfaceNotFound",
+        "LoadError",
+        "LossSeen",
+        "MapError",
+        "MissingBtf",
+        "MissingDependency",
+        "MissingPrivilege",
+        "OutputError",
+        "OverheadExceeded",
+        "TargetGone",
+        "Unsupported",
+        "UsageError",
+        "VerifierError",
+        "WorkerError",
+    ),
+    "hypermesh_ebpf.metrics.sample": (
+        "Degraded",
+        "End",
+        "Event",
+        "Histogram",
+        "Loss",
+        "Sample",
+        "Start",
+    ),
+    "hypermesh_ebpf.session": ("open_monitor",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """A public name, from the module that defines it."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value  # the next look-up does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,355 @@
+"""XDP: attach a program to a network interface through netlink, by pyroute2.
+
+Needs Linux 5.7 (IFLA_XDP_EXPECTED_FD, commit 92234c8f15c8) and CAP_NET_ADMIN.  A netlink
+attachment belongs to nobody and outlives its owner: :mod:`hypermesh_ebpf.guard` holds the program
+before :func:`attach` is called, and takes it off.
+
+Native means in the driver, generic in the network stack, on every kind of interface.  The rules by
+which the kernel refuses are in net/core/dev.c, dev_xdp_attach().
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from hypermesh_ebpf.bpf.libbpf import check, libbpf
+from hypermesh_ebpf.errors import (
+    AttachError,
+    HmebpfError,
+    InterfaceBusy,
+    InterfaceNotFound,
+    MissingDependency,
+    MissingPrivilege,
+    TargetGone,
+    UsageError,
+    describe_errno,
+)
+
+_NOEXIST, _REPLACE = 1, 16  # XDP_FLAGS_UPDATE_IF_NOEXIST, XDP_FLAGS_REPLACE
+_MODE_FLAGS = {"generic": 2, "native": 4, "offloaded": 8}
+_MODE_ATTRIBUTES = {
+    "native": "IFLA_XDP_DRV_PROG_ID",
+    "generic": "IFLA_XDP_SKB_PROG_ID",
+    "offloaded": "IFLA_XDP_HW_PROG_ID",
+}
+_NAMES_SHOWN = 12
+_PINS_SEARCHED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class XdpAttachment:
+    """A program of ours on an interface.
+
+    ``mode`` is "native" or "generic"; ``fallback`` says, in the kernel's words, why native was not
+    taken where it was tried.
+    """
+
+    iface: str
+    ifindex: int
+    mode: str
+    prog_id: int
+    fallback: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class XdpOccupant:
+    """A program that is on an interface now; ``mode`` is "native", "generic" or "offloaded"."""
+
+    mode: str
+    prog_id: int
+
+
+class _Refused(Exception):
+    """The kernel's no to a netlink request."""
+
+    def __init__(self, number: int, words: str) -> None:
+        # 95 has two names; for sockets and devices it is EOPNOTSUPP.
+        name = "EOPNOTSUPP" if number == errno.EOPNOTSUPP else errno.errorcode.get(number, number)
+        plain = words in ("", os.strerror(number))
+        self.words = describe_errno(number) if plain else f"{words} ({name})"
+        self.errno = number
+        super().__init__(self.words)
+
+
+def find_interface(name: str) -> int:
+    """The ifindex of a network interface.  Raises InterfaceNotFound, naming those that exist."""
+    try:
+        return socket.if_nametoindex(name)
+    except (OSError, ValueError) as error:
+        import difflib
+
+        names = [found for _, found in socket.if_nameindex()]
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        names = close + [other for other in names if other not in close]
+        more = len(names) - _NAMES_SHOWN
+        remedy = "interfaces here: " + ", ".join(names[:_NAMES_SHOWN])
+        raise InterfaceNotFound(
+            f"find interface {name!r}",
+            "no such interface in this network namespace",
+            f"{remedy} and {more} more (`ip -br link`)" if more > 0 else remedy,
+            errno=errno.ENODEV,
+        ) from error
+
+
+def current(iface: str) -> tuple[XdpOccupant, ...]:
+    """What is attached to an interface now: nothing, or one program, or one and an offloaded one.
+
+    Raises InterfaceNotFound, TargetGone.
+    """
+    ifindex = find_interface(iface)
+    with _netlink(f"look at xdp on {iface}") as route:
+        return _occupants(route, ifindex)
+
+
+def attach(
+    prog_fd: int, prog_id: int, iface: str, mode: str = "auto", replace: bool = False
+) -> XdpAttachment:
+    """Attach an XDP program to an interface.
+
+    ``mode`` "auto" takes native where the driver has it, else generic.  ``replace`` takes the place
+    of another program in one step, in the mode that it had unless another one is asked for; without
+    it nobody's program is touched.  Raises InterfaceNotFound, InterfaceBusy, MissingPrivilege,
+    TargetGone, AttachError, UsageError.
+    """
+    if mode not in ("auto", "native", "generic"):
+        raise UsageError(f"attach xdp in mode {mode!r}", "modes are auto, native and generic")
+    ifindex = find_interface(iface)
+    with _netlink(f"attach xdp to {iface}") as route:
+        place = _Place(route, iface, ifindex, prog_fd)
+        fallback = None
+        occupant = _occupant(route, ifindex)
+        if occupant and replace:
+            taken = place.swap(occupant, mode)
+            if mode == "auto" and taken != "native":
+                fallback = f"the program replaced ran in {taken} mode"
+        elif mode == "auto":
+            taken, fallback = place.take_best()
+        else:
+            taken = place.take(mode)
+        return XdpAttachment(iface, ifindex, taken, prog_id, fallback)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The interface that a program is to be attached to."""
+
+    route: Any
+    iface: str
+    ifindex: int
+    prog_fd: int
+
+    def take(self, mode: str) -> str:
+        """Attach in one mode where nothing is attached; the mode."""
+        try:
+            # "Expecting nothing" besides NOEXIST: a kernel too old to take exactly our program off
+            # again does not know REPLACE either and refuses.
+            _set_xdp(self.route, self.ifindex, self.prog_fd, mode, _NOEXIST, expected=-1)
+        except _Refused as refused:
+            raise self.refusal(refused, mode) from refused
+        return mode
+
+    def take_best(self) -> tuple[str, str | None]:
+        """Attach in native mode or else in generic mode; the mode and why not native."""
+        try:
+            _set_xdp(self.route, self.ifindex, self.prog_fd, "native", _NOEXIST, expected=-1)
+            return "native", None
+        except _Refused as refused:
+            error = self.refusal(refused, "native")
+            if type(error) is not AttachError or refused.errno == errno.EBADF:
+                raise error from refused
+            try:
+                return self.take("generic"), refused.words
+            except AttachError as generic:
+                if type(generic) is AttachError:
+                    generic.cause = f"{generic.cause}; in native mode: {refused.words}"
+                raise
+
+    def swap(self, occupant: XdpOccupant, mode: str) -> str:
+        """Take the place of exactly that program; the mode."""
+        what = f"replace xdp program {occupant.prog_id} on {self.iface}"
+        theirs = _program_fd(occupant.prog_id, what)
+        wanted = occupant.mode if mode == "auto" else mode
+        try:
+            if wanted == occupant.mode:
+                _set_xdp(self.route, self.ifindex, self.prog_fd, wanted, expected=theirs)
+                return wanted
+            # The kernel has no single step from one mode to the other.
+            _set_xdp(self.route, self.ifindex, -1, occupant.mode, expected=theirs)
+            try:
+                return self.take(wanted)
+            except HmebpfError:
+                _set_xdp(self.route, self.ifindex, theirs, occupant.mode, expected=-1)
+                raise
+        except _Refused as refused:
+            raise self.refusal(refused, wanted) from refused
+        finally:
+            os.close(theirs)
+
+    def refusal(self, refused: _Refused, mode: str) -> HmebpfError:
+        """The kernel's no, as an error that says what to do."""
+        what = f"attach xdp to {self.iface}"
+        number, words = refused.errno, refused.words
+        if number in (errno.EPERM, errno.EACCES):
+            return MissingPrivilege(
+                what,
+                f"{words}: CAP_NET_ADMIN is missing",
+                "run it as root, or give the process CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON",
+                errno=number,
+            )
+        if number == errno.ENODEV:
+            return TargetGone(what, words, "see what is there with `ip -br link`", errno=number)
+        if number in (errno.EBUSY, errno.EEXIST):
+            try:
+                occupant = _occupant(self.route, self.ifindex)
+            except _Refused as gone:
+                return self.refusal(gone, mode)
+            if occupant:
+                return self.busy(occupant, number)
+            if number == errno.EEXIST:  # "Cannot attach when an upper device already has a program"
+                return InterfaceBusy(
+                    what, words, f"see it with `ip -d link show {self.iface}`", errno=number
+                )
+        remedy = None
+        if mode == "native":
+            remedy = "take --mode generic, or auto to fall back to it"
+            if number == errno.ERANGE:
+                remedy = f"lower the MTU (`ip link set {self.iface} mtu 1500`), or {remedy}"
+        elif number == errno.EINVAL and words == describe_errno(number):
+            remedy = "attaching XDP through netlink needs Linux 5.7 or newer: see `uname -r`"
+        return AttachError(f"{what} in {mode} mode", words, remedy, errno=number)
+
+    def busy(self, occupant: XdpOccupant, number: int) -> InterfaceBusy:
+        """The error that names the program that is in the way."""
+        program = _describe_program(occupant.prog_id)
+        see = f"see it with `hmebpf list --iface {self.iface}`"
+        if self.held_by_link(occupant.mode):
+            cause = f"another program ({program}) is attached by a kernel link"
+            remedy = f"{see}; only the process that holds the link, or its pin, can take it off"
+        else:
+            cause = f"another program ({program}) is attached"
+            remedy = f"{see}; take it over with --replace"
+        return InterfaceBusy(f"attach xdp to {self.iface}", cause, remedy, errno=number)
+
+    def held_by_link(self, mode: str) -> bool:
+        """Whether a kernel link holds the interface.
+
+        The kernel looks for a link before it compares programs: asking it to take off ours, which
+        is not there, gives EBUSY for a link and EEXIST for none, and changes nothing.
+        """
+        try:
+            _set_xdp(self.route, self.ifindex, -1, mode, expected=self.prog_fd)
+        except _Refused as refused:
+            return refused.errno == errno.EBUSY
+        return False
+
+
+@contextmanager
+def _netlink(what: str) -> Iterator[Any]:
+    """A route netlink socket, and the boundary at which refusals nobody explained become errors."""
+    try:
+        from pyroute2 import IPRoute  # 200 ms
+    except ImportError as error:
+        raise MissingDependency(
+            what, str(error), "install it with `python3 -m pip install pyroute2`"
+        ) from error
+    try:
+        with IPRoute(ext_ack=True) as route:
+            yield route
+    except _Refused as refused:
+        kind = TargetGone if refused.errno == errno.ENODEV else AttachError
+        raise kind(what, refused.words, errno=refused.errno) from refused
+    except OSError as error:
+        raise AttachError(what, str(error), errno=error.errno) from error
+
+
+def _set_xdp(
+    route: Any, ifindex: int, prog_fd: int, mode: str, flags: int = 0, *, expected: int
+) -> None:
+    """Put a program (-1: none) where the expected one (-1: none) is.  Raises _Refused."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    attributes = [
+        ("IFLA_XDP_FD", prog_fd),
+        ("IFLA_XDP_FLAGS", _MODE_FLAGS[mode] | _REPLACE | flags),
+        ("IFLA_XDP_EXPECTED_FD", expected),
+    ]
+    try:
+        route.link("set", index=ifindex, xdp={"attrs": attributes})
+    except NetlinkError as error:
+        raise _Refused(error.code, str(error.args[1])) from error
+
+
+def _occupants(route: Any, ifindex: int) -> tuple[XdpOccupant, ...]:
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        (link,) = route.get_links(ifindex)
+    except NetlinkError as error:
+        raise _Refused(error.code, str(error.args[1])) from error
+    xdp = link.get_attr("IFLA_XDP")
+    ids = {mode: xdp.get_attr(name) for mode, name in _MODE_ATTRIBUTES.items()} if xdp else {}
+    return tuple(XdpOccupant(mode, prog_id) for mode, prog_id in ids.items() if prog_id)
+
+
+def _occupant(route: Any, ifindex: int) -> XdpOccupant | None:
+    """The program that is in our way: one that runs on the card is not."""
+    found = [entry for entry in _occupants(route, ifindex) if entry.mode != "offloaded"]
+    return found[0] if found else None
+
+
+def _program_fd(prog_id: int, what: str) -> int:
+    """A descriptor of any program; the caller closes it."""
+    try:
+        return check(libbpf().bpf_prog_get_fd_by_id(prog_id))
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            raise MissingPrivilege(
+                what, f"{describe_errno(error.errno)}: CAP_SYS_ADMIN is missing", "run it as root"
+            ) from error
+        raise AttachError(what, str(error), "try again", errno=error.errno) from error
+
+
+def _describe_program(prog_id: int) -> str:
+    """``id 303, "cilium_xdp", pinned at /sys/fs/bpf/x``, as much as this process may know."""
+    try:
+        fd = check(libbpf().bpf_prog_get_fd_by_id(prog_id))
+    except OSError:  # without CAP_SYS_ADMIN, or gone by now
+        return f"id {prog_id}"
+    try:
+        info = ctypes.create_string_buffer(128)  # struct bpf_prog_info
+        length = ctypes.c_uint32(len(info))
+        check(libbpf().bpf_obj_get_info_by_fd(fd, info, ctypes.byref(length)))
+        name = info.raw[64:80].rstrip(b"\0").decode(errors="replace")
+    finally:
+        os.close(fd)
+    pin = _find_pin(prog_id)
+    parts = (f"id {prog_id}", f'"{name}"' if name else "", f"pinned at {pin}" if pin else "")
+    return ", ".join(part for part in parts if part)
+
+
+def _find_pin(prog_id: int) -> str | None:
+    """Where the program is pinned, if that is among the first pins in /sys/fs/bpf."""
+    searched = 0
+    for directory, _, names in os.walk("/sys/fs/bpf"):
+        for name in names:
+            searched += 1
+            if searched > _PINS_SEARCHED:
+                return None
+            path = os.path.join(directory, name)
+            fd = libbpf().bpf_obj_get(os.fsencode(path))
+            if fd < 0:
+                continue
+            try:
+                with open(f"/proc/self/fdinfo/{fd}") as fdinfo:
+                    if f"prog_id:\t{prog_id}\n" in fdinfo.read():
+                        return path
+            finally:
+                os.close(fd)
+    return None

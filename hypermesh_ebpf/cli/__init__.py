@@ -1,0 +1,86 @@
+"""The command line: click and nothing else; what a command does is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from hypermesh_ebpf import __version__, monitors
+from hypermesh_ebpf.errors import HmebpfError
+
+_COMMANDS = {"check-system": "check_system", "cache": "cache"}
+
+
+class _Commands(click.Group):
+    """Finds commands by name, so that only the one that runs is imported."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return monitors.names() + list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _COMMANDS:
+            from importlib import import_module
+
+            name = _COMMANDS[cmd_name]
+            command: click.Command = getattr(import_module(f"{__name__}.{name}"), name)
+            return command
+        if cmd_name in monitors.names():
+            from hypermesh_ebpf.cli.monitor import make_command
+
+            return make_command(monitors.load(cmd_name))
+        return None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="hmebpf")
+def hmebpf() -> None:
+    """See what the Linux kernel sees: packets, process executions, socket calls.
+
+    Needs root or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; `hmebpf check-system` tells what this machine
+    can do and how to mend what it cannot.
+    """
+
+
+def main() -> int:
+    """Run the command line; its exit status.  Errors become two lines, never a traceback."""
+    try:
+        hmebpf.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        return 0  # Ctrl-C before anything was attached
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except HmebpfError as error:
+        return _explain(error)
+    return 0
+
+
+def _explain(error: HmebpfError) -> int:
+    """Cause and remedy on stderr; the long text under -v, a traceback under -vv."""
+    verbose = _verbosity(sys.argv)
+    if verbose and error.details:
+        click.echo(error.details, err=True)
+    if verbose > 1:
+        import traceback
+
+        traceback.print_exception(error)
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
+    if error.remedy:
+        click.echo(f"{click.style('hint:', fg='cyan')} {error.remedy}", err=True)
+    return error.exit_code
+
+
+def _verbosity(argv: list[str]) -> int:
+    """How many -v were given; click has no say any more when an error gets here."""
+    count = 0
+    for word in argv[1:]:
+        if word == "--":
+            break
+        if word == "--verbose":
+            count += 1
+        elif word.startswith("-v") and set(word[1:]) == {"v"}:
+            count += len(word) - 1
+    return count

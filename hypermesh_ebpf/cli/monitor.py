@@ -1,0 +1,68 @@
+"""A click command made from a monitor's declaration: its own options, then those of every monitor."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from hypermesh_ebpf.monitors.declaration import Monitor, Option
+
+_POSITIVE = click.FloatRange(min=0, min_open=True)
+_COMMON = (
+    click.Option(["-i", "--interval"], type=_POSITIVE, default=1.0, show_default=True, metavar="SECONDS", help="Time between refreshes."),
+    click.Option(["-d", "--duration"], type=_POSITIVE, metavar="SECONDS", help="Stop after this time."),
+    click.Option(["-n", "--count"], type=click.IntRange(min=1), metavar="N", help="Stop after N refreshes."),
+    click.Option(["-o", "--output"], type=click.Choice(["table", "json", "csv"]), default="table", show_default=True, help="How to show it."),
+    click.Option(["--top"], type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="The most rows that a table shows."),
+    click.Option(["--fail-on-loss"], is_flag=True, help="Exit with 4 if anything was lost."),
+    click.Option(["--no-cache"], is_flag=True, help="Compile anew, and keep nothing."),
+    click.Option(["-v", "--verbose"], count=True, help="Say more; -vv for tracebacks."),
+)
+_EVENTS = click.Option(["--events"], is_flag=True, help="Show each event, too.")
+
+
+def make_command(monitor: Monitor) -> click.Command:
+    """The command of one monitor."""
+    own = [_make_option(option) for option in monitor.options]
+    events = [_EVENTS] if monitor.events != "never" else []
+
+    def run(**given: Any) -> None:
+        from hypermesh_ebpf.run import RunOptions, run_monitor
+
+        options = {option.name: given[option.name] for option in monitor.options}
+        common = RunOptions(
+            interval=given["interval"],
+            duration=given["duration"],
+            count=given["count"],
+            output=given["output"],
+            top=given["top"],
+            events=given.get("events", False),
+            fail_on_loss=given["fail_on_loss"],
+            use_cache=not given["no_cache"],
+            verbose=given["verbose"],
+        )
+        run_monitor(monitor, options, common, sys.stdout)
+
+    return click.Command(
+        monitor.name, callback=run, params=[*own, *events, *_COMMON], help=monitor.summary
+    )
+
+
+def _make_option(option: Option) -> click.Option:
+    flag = f"--{option.name.replace('_', '-')}"
+    text = option.help[0].upper() + option.help[1:] + "."
+    if option.kind is bool:
+        return click.Option([flag, option.name], is_flag=True, help=text)
+    kind: Any = click.Choice(option.choices) if option.choices else option.kind
+    return click.Option(
+        [flag, option.name],
+        type=kind,
+        default=option.default,
+        show_default=option.default is not None,
+        multiple=option.multiple,
+        required=option.required,
+        metavar=option.metavar,
+        help=text,
+    )

@@ -1,0 +1,187 @@
+"""Every way hmebpf can fail, as one tree.
+
+    HmebpfError                 exit 1   anything below; catch this to catch all
+    ├── UsageError              exit 2   an option or argument makes no sense
+    ├── Unsupported             exit 3   this kernel cannot do it
+    │   ├── MissingPrivilege    exit 3   this process may not do it
+    │   └── MissingBtf          exit 3   the kernel's type information cannot be read
+    ├── MissingDependency       exit 1   BCC, libbpf or a Python package is not installed
+    ├── CompileError            exit 1   clang refused a C source
+    ├── VerifierError           exit 1   the kernel's verifier refused a program
+    ├── LoadError               exit 1   a map or program could not be made
+    ├── AttachError             exit 1   a program could not be attached
+    │   ├── InterfaceNotFound   exit 1   no network interface of that name
+    │   └── InterfaceBusy       exit 1   somebody else's program is attached there
+    ├── DetachError             exit 1   a program of ours could not be taken off
+    ├── MapError                exit 1   a map could not be read or written
+    ├── TargetGone              exit 1   what we were attached to went away (interface removed)
+    ├── WorkerError             exit 1   the worker process died or broke the protocol
+    ├── GuardError              exit 1   the guard process could not be started
+    ├── OutputError             exit 1   output could not be written (disk full)
+    ├── LossSeen                exit 4   events were lost under --fail-on-loss
+    └── OverheadExceeded        exit 5   stopped by --max-overhead
+
+An error says what failed (``what``), why in the kernel's, clang's or libc's own words (``cause``),
+and what the user can type to mend it (``remedy``).  Errors cross the worker boundary as plain
+dictionaries (:meth:`HmebpfError.as_dict`, :func:`from_dict`).
+"""
+
+from __future__ import annotations
+
+import errno as errno_names
+import os
+from typing import Any, ClassVar
+
+
+class HmebpfError(Exception):
+    """Anything that hmebpf reports as a failure.
+
+    ``what`` names the attempt ("attach xdp to eth0"), ``cause`` the reason, ``remedy`` something the
+    user can do, ``errno`` the system's error number where there was one, ``details`` the long text
+    (compiler output, verifier log) that is shown under -v only.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        what: str,
+        cause: str | None = None,
+        remedy: str | None = None,
+        *,
+        errno: int | None = None,
+        details: str | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.cause = cause
+        self.remedy = remedy
+        self.errno = errno
+        self.details = details
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.cause}" if self.cause else self.what
+
+    def as_dict(self) -> dict[str, Any]:
+        """The error as plain data, for the way from the worker to its parent."""
+        return {
+            "class": type(self).__name__,
+            "what": self.what,
+            "cause": self.cause,
+            "remedy": self.remedy,
+            "errno": self.errno,
+            "details": self.details,
+        }
+
+
+class UsageError(HmebpfError):
+    """An option or argument makes no sense."""
+
+    exit_code = 2
+
+
+class Unsupported(HmebpfError):
+    """This kernel cannot do what was asked."""
+
+    exit_code = 3
+
+
+class MissingPrivilege(Unsupported):
+    """This process lacks a capability, or a lockdown or sysctl forbids the call."""
+
+
+class MissingBtf(Unsupported):
+    """The kernel's type information (BTF) cannot be read."""
+
+
+class MissingDependency(HmebpfError):
+    """BCC, libbpf or a Python package is not installed."""
+
+
+class CompileError(HmebpfError):
+    """clang refused a C source; ``details`` has all it said."""
+
+
+class VerifierError(HmebpfError):
+    """The verifier refused a program; ``details`` has its whole log."""
+
+
+class LoadError(HmebpfError):
+    """The kernel refused to make a map or load a program, for a reason other than the verifier's."""
+
+
+class AttachError(HmebpfError):
+    """A program could not be attached."""
+
+
+class InterfaceNotFound(AttachError):
+    """There is no network interface of that name."""
+
+
+class InterfaceBusy(AttachError):
+    """Somebody else's program is attached to the interface."""
+
+
+class DetachError(HmebpfError):
+    """A program of ours could not be taken off."""
+
+
+class MapError(HmebpfError):
+    """A map could not be read or written."""
+
+
+class TargetGone(HmebpfError):
+    """What we were attached to went away, for instance the interface was removed."""
+
+
+class WorkerError(HmebpfError):
+    """The worker process died, or did not keep to the protocol."""
+
+
+class GuardError(HmebpfError):
+    """The guard process, which detaches when we die, could not be started."""
+
+
+class OutputError(HmebpfError):
+    """Output could not be written, for instance because the disk is full."""
+
+
+class LossSeen(HmebpfError):
+    """Data was lost and the user asked to hear of it by the exit code (--fail-on-loss)."""
+
+    exit_code = 4
+
+
+class OverheadExceeded(HmebpfError):
+    """Our programs took more CPU than --max-overhead allows."""
+
+    exit_code = 5
+
+
+def all_errors() -> dict[str, type[HmebpfError]]:
+    """Every class of the tree by its name."""
+    found: dict[str, type[HmebpfError]] = {}
+    todo: list[type[HmebpfError]] = [HmebpfError]
+    while todo:
+        cls = todo.pop()
+        found[cls.__name__] = cls
+        todo += cls.__subclasses__()
+    return found
+
+
+def from_dict(data: dict[str, Any]) -> HmebpfError:
+    """The error that :meth:`HmebpfError.as_dict` described, of its own class again."""
+    cls = all_errors().get(data["class"], HmebpfError)
+    return cls(
+        data["what"],
+        data.get("cause"),
+        data.get("remedy"),
+        errno=data.get("errno"),
+        details=data.get("details"),
+    )
+
+
+def describe_errno(number: int) -> str:
+    """The system's words for an error number, with its name: ``No such device (ENODEV)``."""
+    name = errno_names.errorcode.get(number)
+    return f"{os.strerror(number)} ({name})" if name else os.strerror(number)

@@ -1,0 +1,1 @@
+"""Source in, Image out: kernel types from BTF, BCC, and the cache of what was compiled."""

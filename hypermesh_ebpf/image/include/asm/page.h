@@ -1,0 +1,1 @@
+/* PAGE_SIZE is given on the command line: the running kernel's. */

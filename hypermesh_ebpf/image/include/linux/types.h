@@ -1,0 +1,1 @@
+/* Everything is in linux/kconfig.h, which comes first. */

@@ -1,0 +1,1 @@
+/* Must be empty: BCC brings its own copy of this header. */

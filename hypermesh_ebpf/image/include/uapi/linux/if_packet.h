@@ -1,0 +1,1 @@
+/* Asked for by BCC's helpers.h, which uses nothing of it. */

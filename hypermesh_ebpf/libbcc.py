@@ -1,0 +1,66 @@
+"""libbcc's C functions, by ctypes, and what they write to descriptor 2.
+
+For the worker process alone: libbcc brings 100 MB of LLVM.  Importing the distribution's bcc package
+would cost 70 ms more and register handlers that switch perf events off at exit.
+"""
+
+from __future__ import annotations
+
+import ctypes as ct
+import importlib
+import os
+import sys
+import types
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from hypermesh_ebpf.host.dependencies import find_bcc
+
+_BY_INDEX = [ct.c_void_p, ct.c_size_t]
+# What libbcc exports and bcc/libbcc.py does not declare: (result, arguments).
+_PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
+    "bpf_num_functions": (ct.c_size_t, [ct.c_void_p]),
+    "bpf_num_tables": (ct.c_size_t, [ct.c_void_p]),
+    "bpf_table_name": (ct.c_char_p, _BY_INDEX),
+    "bpf_table_fd_id": (ct.c_int, _BY_INDEX),
+    "bpf_table_type_id": (ct.c_int, _BY_INDEX),
+    "bpf_table_flags_id": (ct.c_int, _BY_INDEX),
+    "bpf_table_max_entries_id": (ct.c_size_t, _BY_INDEX),
+    "bpf_table_key_size_id": (ct.c_size_t, _BY_INDEX),
+    "bpf_table_leaf_size_id": (ct.c_size_t, _BY_INDEX),
+    "bpf_table_key_desc_id": (ct.c_char_p, _BY_INDEX),
+    "bpf_table_leaf_desc_id": (ct.c_char_p, _BY_INDEX),
+}
+
+
+@lru_cache(maxsize=1)
+def libbcc() -> Any:
+    """libbcc with the prototypes that the distribution's own bcc package declares.
+
+    Only ``bcc/libbcc.py`` is run, through a stub package, not ``bcc/__init__.py``.
+    Raises MissingDependency.
+    """
+    found = find_bcc()
+    stub = types.ModuleType("bcc")
+    stub.__path__ = [str(found.package_dir)]
+    sys.modules["bcc"] = stub
+    lib = importlib.import_module("bcc.libbcc").lib
+    for name, (result, arguments) in _PROTOTYPES.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
+def capture_stderr(call: Callable[[], Any]) -> tuple[Any, str]:
+    """The result of a C call, and what it wrote to descriptor 2 meanwhile."""
+    saved, sink = os.dup(2), os.memfd_create("stderr")
+    os.dup2(sink, 2)
+    try:
+        result = call()
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+    with open(sink, "rb") as file:
+        file.seek(0)
+        return result, file.read().decode(errors="replace")

@@ -1,0 +1,1 @@
+"""What was read from a session, as values: samples, events, loss, rates and histograms."""

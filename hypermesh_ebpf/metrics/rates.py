@@ -1,0 +1,84 @@
+"""Counters to rates: what changed since the last reading, per second."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any
+
+from hypermesh_ebpf.metrics.sample import Row, Value
+
+SHORT_S = 0.05
+"""Below this an interval says nothing about a rate; see :meth:`Rates.apply`."""
+
+Rated = dict[str, Value]
+"""A row with its rates."""
+
+
+class Rates:
+    """Keeps the previous readings of one run and adds a ``<counter>_per_s`` to each counter."""
+
+    def __init__(self) -> None:
+        self._totals: Rated = {}
+        self._rows: dict[Any, Rated] = {}
+        self._base_totals: Rated = {}
+        self._base_rows: dict[Any, Rated] = {}
+        self._span = 0.0
+
+    def apply(
+        self,
+        totals: Row,
+        rows: Sequence[Row],
+        key: Sequence[str],
+        counters: Sequence[str],
+        elapsed: float,
+    ) -> tuple[Rated, list[Rated]]:
+        """Copies of ``totals`` and ``rows`` with rates, per second, rounded to 3 decimals.
+
+        ``key`` names the fields that tell rows apart, ``counters`` the cumulative fields that get a
+        rate, ``elapsed`` the seconds since the last call (the first time: since attach, when all
+        counters were 0).  A row that was not there before counts from 0, and so does a counter that
+        went back, because its map entry was deleted and made anew; a rate is never negative.  A
+        counter that is unknown (None, or missing in a row) has the rate None.  Counters that the
+        totals do not have get no rate there.
+
+        The last reading of a run often follows the one before within milliseconds.  An interval
+        shorter than :data:`SHORT_S` is therefore taken together with the one before it.
+        """
+        if elapsed >= SHORT_S or not self._span:
+            self._base_totals, self._base_rows, self._span = self._totals, self._rows, 0.0
+        self._span += max(elapsed, 0.0)
+        names = [(counter, counter + "_per_s") for counter in counters]
+
+        new_totals = dict(totals)
+        here = [pair for pair in names if pair[0] in totals]
+        _add_rates(new_totals, self._base_totals, here, self._span)
+        self._totals = new_totals
+
+        before, nothing = self._base_rows, Rated()
+        key_of = itemgetter(*key) if key else (lambda row: ())
+        new_rows, current = [], {}
+        for row in rows:
+            new_row = dict(row)
+            row_key = key_of(row)
+            _add_rates(new_row, before.get(row_key, nothing), names, self._span)
+            current[row_key] = new_row
+            new_rows.append(new_row)
+        self._rows = current
+        return new_totals, new_rows
+
+
+def _add_rates(row: Rated, was: Rated, names: Sequence[tuple[str, str]], span: float) -> None:
+    """Give ``row`` the rate of each counter against ``was``, which is empty for a new row.
+
+    Called for each of perhaps 10,000 rows a second: ``x // 1`` rounds in a tenth of round()'s time.
+    """
+    for counter, name in names:
+        now: Any = row.get(counter)
+        old: Any = was.get(counter) if was else 0
+        if now is None or old is None or not span:
+            row[name] = None
+            continue
+        if old <= now:
+            now -= old
+        row[name] = (now * 1000.0 / span + 0.5) // 1 / 1000

@@ -1,0 +1,108 @@
+"""Comma-separated values (RFC 4180, lines ended by LF): samples, or events where they are shown.
+
+The header is written once, at the start, and depends on the monitor and its options alone: not on
+what was seen, nor on the rung that was taken.  Every record is one line: control characters in
+names are escaped as the tables escape them.  Unknown is empty.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from io import StringIO
+from typing import Any
+
+from hypermesh_ebpf.errors import OutputError
+from hypermesh_ebpf.metrics.sample import End, Event, Sample, Start
+from hypermesh_ebpf.monitors.declaration import Monitor, Options
+from hypermesh_ebpf.output.draw import format_text
+from hypermesh_ebpf.output.json import format_time
+from hypermesh_ebpf.output.writer import OutputClosed, Writer
+
+
+def row_fields(monitor: Monitor, options: Options) -> list[str]:
+    """The fields of a row, in order: what names it, then its columns, counters and rates."""
+    fields = [*monitor.key(options), *(column.field for column in monitor.columns(options))]
+    for counter in monitor.counters:
+        fields += [counter, counter + "_per_s"]
+    return list(dict.fromkeys(fields))
+
+
+def event_fields(monitor: Monitor) -> list[str]:
+    """The fields of an event, in order: those of the tables, then what else any rung gives."""
+    fields = [column.field for column in monitor.event_columns]
+    for rung in monitor.rungs:
+        fields += rung.fields
+    return list(dict.fromkeys(fields))
+
+
+class CsvSink:
+    """Samples: ``time,target`` and the row's fields.  Events: ``time`` and the event's fields.
+
+    ``target`` is the row's own interface where there are several.
+    """
+
+    def __init__(
+        self, writer: Writer, monitor: Monitor, options: Options, *, show_events: bool
+    ) -> None:
+        self.lost = 0
+        self._writer = writer
+        self._show_events = show_events
+        if show_events:
+            self._fields = [name for name in event_fields(monitor) if name != "time"]
+        else:
+            self._fields = [
+                name for name in row_fields(monitor, options) if name not in ("time", "target")
+            ]
+
+    def start(self, start: Start) -> None:
+        first = ["time"] if self._show_events else ["time", "target"]
+        self._write([first + self._fields])
+
+    def events(self, events: Sequence[Event]) -> None:
+        if not self._show_events or not events:
+            return
+        fields = self._fields
+        try:
+            self._write(
+                [
+                    [format_time(event.time), *[_cell(event.fields.get(name)) for name in fields]]
+                    for event in events
+                ]
+            )
+        except (OutputClosed, OutputError):
+            self.lost += len(events)
+            raise
+
+    def sample(self, sample: Sample) -> None:
+        if self._show_events:
+            return
+        time, fields = format_time(sample.time), self._fields
+        target = sample.target if isinstance(sample.target, str) else " ".join(sample.target)
+        self._write(
+            [
+                [time, _cell(row.get("iface", target)), *[_cell(row.get(name)) for name in fields]]
+                for row in sample.rows
+            ]
+        )
+
+    def end(self, end: End) -> None:
+        """Nothing: a CSV file holds records alone."""
+
+    def close(self) -> None:
+        """Nothing is held back, so there is nothing to do."""
+
+    def _write(self, records: Sequence[Sequence[Any]]) -> None:
+        if records:
+            text = StringIO()
+            csv.writer(text, lineterminator="\n").writerows(records)
+            self._writer.write(text.getvalue().encode())
+
+
+def _cell(value: Any) -> Any:
+    """Numbers as they are; None empty; true and false as in JSON; the rest as safe text."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value if isinstance(value, (int, float)) else format_text(value)

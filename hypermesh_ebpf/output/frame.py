@@ -1,0 +1,371 @@
+"""What a table shows, as lines: title, totals, rows, histograms, loss.
+
+The same lines go to a terminal, cut to its size, and into a pipe, whole and with plain numbers.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from hypermesh_ebpf.metrics.histogram import percentiles
+from hypermesh_ebpf.metrics.sample import End, Histogram, Loss, Row, Sample, Start
+from hypermesh_ebpf.monitors.declaration import Monitor, Options
+from hypermesh_ebpf.output import draw
+from hypermesh_ebpf.output.grid import Grid, Line, cells, crop_line
+
+HISTORY = 60
+"""Intervals that the sparkline shows."""
+
+_BAR = 24
+_MIN_ROWS = 5
+
+_REASONS = {
+    "duration": "duration reached",
+    "count": "count reached",
+    "interrupt": "interrupted",
+    "terminated": "terminated",
+    "output": "output closed",
+    "error": "failed",
+}
+
+
+class Frame:
+    """The table of one run: fed with a Start and Samples, asked for lines.
+
+    ``top`` is the most rows shown.  ``exact`` is for pipes: numbers in full, no sparkline, no bars
+    but those of histograms, nothing cut.  ``ascii`` keeps to characters that every terminal has.
+    """
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        options: Options,
+        *,
+        interval: float,
+        top: int,
+        exact: bool,
+        ascii: bool,
+    ) -> None:
+        self.top = top
+        self._interval = interval
+        self._exact = exact
+        self._ascii = ascii
+        columns = monitor.columns(options)
+        self._grid = Grid(columns, monitor.key(options), exact=exact, ascii=ascii)
+        self._share = next((column.field for column in columns if column.share), None)
+        self._kinds = {column.field: column.kind for column in columns}
+        self._counters = monitor.counters
+        self._headline = monitor.headline or (monitor.counters[0] if monitor.counters else "")
+        self._history: deque[float | None] = deque(maxlen=HISTORY)
+        self._start: Start | None = None
+        self._sample: Sample | None = None
+
+    def start(self, start: Start) -> None:
+        self._start = start
+
+    def sample(self, sample: Sample) -> None:
+        self._sample = sample
+        rate = sample.totals.get(self._headline + "_per_s")
+        self._history.append(rate if isinstance(rate, (int, float)) else None)
+
+    def lines(self, width: int | None, height: int | None) -> list[Line]:
+        """All that is known, in at most ``height`` lines of at most ``width`` columns.
+
+        Where there is not room for all, blank lines go first, then histograms shrink to a line
+        each, then rows are left out (and counted), then the sparkline and the totals.
+        """
+        head = self.title(width)
+        sample = self._sample
+        if sample is None:
+            waiting: Line = [("waiting for the first reading", "dim")]
+            return self._cut([*head, waiting], width, height)
+        totals = self._totals(sample, width)
+        spark = [] if self._exact or len(self._history) < 2 else self._sparkline(width)
+        loss = [self.loss(sample.loss)]
+        long = self._histograms(sample.histograms, width)
+        brief = [] if self._exact else self._brief(sample.histograms)
+
+        blank: list[Line] = [[]]
+        if height is None:
+            body = self._rows(sample, width, self.top)
+            parts = [head, totals, body, *([blank, long, blank] if long else []), loss]
+            return self._cut([line for part in parts for line in part], width, None)
+
+        wanted = 2 + min(self.top, len(sample.rows)) if sample.rows else 1
+        room = height - len(head) - len(loss)
+        least = min(wanted, 2 + _MIN_ROWS)
+        for part in (totals, spark):
+            if part and room - len(part) < least:
+                part.clear()
+            room -= len(part)
+        gaps = room >= wanted + len(brief) + 2
+        room -= 2 if gaps else 0
+        histograms: list[Line] = []
+        if long and room >= wanted + len(long) + gaps:
+            histograms = long
+        elif brief and room >= least + len(brief):
+            histograms = brief
+        room -= len(histograms) + (1 if gaps and histograms else 0)
+        space = blank if gaps else []
+        body = self._rows(sample, width, min(self.top, max(room - 2, 0)))
+        parts = [head, totals, spark, space, body]
+        parts += [space, histograms] if histograms else []
+        parts += [space, loss]
+        return self._cut([line for part in parts for line in part], width, height)
+
+    def summary(self, end: End) -> str:
+        """The run in one line: how long, how much, what was lost, why it ended."""
+        target = end.target if isinstance(end.target, str) else ", ".join(end.target)
+        parts = [draw.printable(f"{end.monitor} on {target}", self._ascii)]
+        sample = self._sample
+        if sample is not None:
+            parts.append(draw.format_elapsed(sample.elapsed_s))
+            for name in self._counters:
+                value = sample.totals.get(name)
+                if value is not None:
+                    shown = draw.format_value(self._kind(name), value, ascii=self._ascii)
+                    parts.append(f"{shown} {name}" if self._kind(name) == "count" else shown)
+        lost = [
+            f"{count:,} {name.replace('_', ' ')}"
+            for name, count in end.loss.as_dict().items()
+            if count
+        ]
+        parts.append("LOSS: " + ", ".join(lost) if lost else "no loss")
+        parts.append(_REASONS.get(end.reason, end.reason))
+        return ", ".join(parts)
+
+    def _cut(self, lines: list[Line], width: int | None, height: int | None) -> list[Line]:
+        if width is not None:
+            lines = [crop_line(line, width, self._ascii) for line in lines]
+        return lines if height is None else lines[:height]
+
+    def _kind(self, name: str) -> str:
+        """How a total is drawn: as its column, else by the unit in its name."""
+        kind = self._kinds.get(name)
+        if kind:
+            return kind
+        if name.endswith("_per_s"):
+            return "byte_rate" if "bytes" in name else "rate"
+        if name == "bytes" or name.endswith("_bytes") or name.startswith("bytes_"):
+            return "bytes"
+        return "ns" if name.endswith("_ns") else "count"
+
+    def title(self, width: int | None = None) -> list[Line]:
+        start, sample = self._start, self._sample
+        if start is None:
+            return []
+        target = start.target if isinstance(start.target, str) else " ".join(start.target)
+        line: Line = [(start.monitor, "title"), ("  " + draw.printable(target, self._ascii), "")]
+        hooks = "  " + draw.printable(" ".join(start.hooks), self._ascii)
+        if self._exact:
+            moment = datetime.fromtimestamp(sample.time if sample else start.time)
+            elapsed = f"  {moment.isoformat(' ', 'milliseconds')}"
+            elapsed += f"  {sample.elapsed_s:.1f} s" if sample else ""
+        else:
+            elapsed = draw.format_elapsed(sample.elapsed_s) if sample else ""
+        if width is not None:
+            room = width - sum(cells(text) for text, _ in line) - len(elapsed) - 2
+            hooks = hooks if cells(hooks) <= room else _hooks_in_short(start.hooks, room)
+            elapsed = " " * max(room + 2 - cells(hooks), 2) + elapsed
+        lines = [[*line, (hooks, "dim"), (elapsed, "dim" if self._exact else "")]]
+        if start.degraded is not None:
+            degraded = start.degraded
+            words = f"degraded to rung {degraded.rung}, {degraded.hook}"
+            if degraded.lost:
+                words += ": without " + ", ".join(degraded.lost)
+            if degraded.reason:
+                words += f" ({degraded.reason})"
+            for part in _wrap(draw.printable(words, self._ascii), width):
+                lines.append([(part, "warn")])
+        return lines
+
+    def _totals(self, sample: Sample, width: int | None) -> list[Line]:
+        """Counters with their rates, then whatever else was counted and is not nothing."""
+        totals, exact, ascii = sample.totals, self._exact, self._ascii
+        parts: list[Line] = []
+        for name in self._counters:
+            if name not in totals:
+                continue
+            kind = self._kind(name)
+            value = draw.format_value(kind, totals[name], exact=exact, ascii=ascii)
+            rate_kind = "byte_rate" if kind == "bytes" else "rate"
+            part: Line = [(f"{_words(name)} ", "dim"), (value, "title")]
+            if name + "_per_s" in totals:
+                rate = totals[name + "_per_s"]
+                shown = draw.format_value(rate_kind, rate, exact=exact, ascii=ascii)
+                shown += "/s" if exact and rate is not None else ""
+                part.append((f" ({shown})" if exact else f"  {shown}", "rate"))
+            parts.append(part)
+        for name, amount in totals.items():
+            if name in self._counters or name.endswith("_per_s") or not amount:
+                continue
+            value = draw.format_value(self._kind(name), amount, exact=exact, ascii=ascii)
+            parts.append([(f"{_words(name)} ", "dim"), (value, "")])
+        line: Line = []
+        for part in parts:
+            gap: Line = [("    ", "")] if line else []
+            if width is not None and line and _size(line + gap + part) > width:
+                break
+            line += gap + part
+        return [line] if line else []
+
+    def _sparkline(self, width: int | None) -> list[Line]:
+        known = [rate for rate in self._history if rate is not None]
+        if not known:
+            return []
+        kind = "byte_rate" if self._kind(self._headline) == "bytes" else "rate"
+        span = draw.format_elapsed(len(self._history) * self._interval)
+        most = f"  max {draw.format_value(kind, max(known), ascii=self._ascii)} in {span}"
+        room = (
+            HISTORY if width is None else min(HISTORY, width - len(most) - len(self._headline) - 1)
+        )
+        name = f"{_words(self._headline)} " if room >= 10 else ""
+        room = room if name or width is None else width - len(most)
+        spark = draw.sparkline(list(self._history), room, self._ascii)
+        return [[(name, "dim"), (spark, "bar"), (most, "dim")]]
+
+    def _rows(self, sample: Sample, width: int | None, limit: int) -> list[Line]:
+        """The busiest rows: by the first counter's rate, then by its count."""
+        rows = sample.rows
+        if not rows:
+            return [[("nothing counted yet", "dim")]]
+        rows = self._busiest(rows, limit)
+        shares = None
+        if self._share is not None:
+            whole = self._whole(sample, self._share)
+            shares = [_number(row.get(self._share)) / whole for row in rows]
+        heading, lines = self._grid.lines(rows, width, shares)
+        left = len(sample.rows) - len(rows)
+        more: list[Line] = []
+        if left:
+            dots = "..." if self._ascii or self._exact else "…"
+            more = [[(f"{dots} {left:,} more", "dim")]]
+        return [heading, *lines, *more]
+
+    def _busiest(self, rows: Sequence[Row], limit: int) -> Sequence[Row]:
+        if not self._counters:
+            return rows[:limit]
+        counter = self._counters[0]
+        rate = counter + "_per_s"
+
+        def busy(row: Row) -> tuple[Any, Any]:
+            return (row.get(rate) or 0, row.get(counter) or 0)
+
+        if limit >= len(rows):
+            return sorted(rows, key=busy, reverse=True)
+        return heapq.nlargest(limit, rows, key=busy)
+
+    def _whole(self, sample: Sample, field: str) -> float:
+        """What the shares are shares of: the total if it is known and can be, else the sum."""
+        total = _number(sample.totals.get(field))
+        return total or sum([_number(row.get(field)) for row in sample.rows]) or 1.0
+
+    def _histograms(self, histograms: Sequence[Histogram], width: int | None) -> list[Line]:
+        """Bars, one histogram beside the other as far as there is room."""
+        blocks = [self._histogram(each) for each in histograms if each.buckets]
+        sizes = [max(_size(line) for line in block) for block in blocks]
+        lines: list[Line] = []
+        while blocks:
+            lines += [[]] if lines else []
+            beside, used = 1, sizes[0]
+            while beside < len(blocks) and width is not None and used + 4 + sizes[beside] <= width:
+                used += 4 + sizes[beside]
+                beside += 1
+            for number in range(max(map(len, blocks[:beside]))):
+                line: Line = []
+                for block, size in zip(blocks[:beside], sizes[:beside], strict=True):
+                    part = block[number] if number < len(block) else []
+                    line += [*part, (" " * (size - _size(part) + 4), "")]
+                lines.append(line)
+            blocks, sizes = blocks[beside:], sizes[beside:]
+        return lines
+
+    def _histogram(self, histogram: Histogram) -> list[Line]:
+        buckets = histogram.buckets
+        most = max(count for _, _, count in buckets) or 1
+        plain = self._ascii or self._exact
+        labels = [draw.bucket_label(low, high, histogram.unit, plain) for low, high, _ in buckets]
+        label_width = max(map(len, labels))
+        counts = [draw.format_value("count", count, exact=self._exact) for _, _, count in buckets]
+        count_width = max(map(len, counts))
+        lines: list[Line] = [self._histogram_title(histogram)]
+        for label, text, (_, _, count) in zip(labels, counts, buckets, strict=True):
+            lines.append(
+                [
+                    (f"{label.rjust(label_width)}  {text.rjust(count_width)}  ", ""),
+                    (draw.bar(count / most, _BAR, plain), "bar"),
+                ]
+            )
+        return lines
+
+    def _histogram_title(self, histogram: Histogram) -> Line:
+        return [(_words(histogram.name), "head"), *self._percentiles(histogram)]
+
+    def _percentiles(self, histogram: Histogram) -> Line:
+        kind = {"bytes": "bytes", "ns": "ns"}.get(histogram.unit, "count")
+        line: Line = []
+        for percent, value in zip((50, 95, 99), percentiles(histogram.buckets), strict=True):
+            if value is not None:
+                shown = draw.format_value(kind, round(value), ascii=self._ascii or self._exact)
+                line.append((f"  p{percent} {shown}", "dim"))
+        return line
+
+    def _brief(self, histograms: Sequence[Histogram]) -> list[Line]:
+        """Each histogram as one line: name, shape, estimated percentiles, range."""
+        names = [_words(each.name) for each in histograms]
+        most = max([len(each.buckets) for each in histograms], default=0)
+        lines: list[Line] = []
+        for each, name in zip(histograms, names, strict=True):
+            shape = draw.sparkline([count for _, _, count in each.buckets], most, self._ascii)
+            line: Line = [
+                (name.ljust(max(map(len, names)) + 2), "head"),
+                (shape.ljust(most), "bar"),
+            ]
+            if each.buckets:
+                ends = each.buckets[0][0], each.buckets[-1][1]
+                line += self._percentiles(each)
+                line.append((f"  {draw.bucket_label(*ends, each.unit, self._ascii)}", "dim"))
+            lines.append(line)
+        return lines
+
+    def loss(self, loss: Loss) -> Line:
+        counts = "  ".join(
+            f"{_words(name)} {draw.UNKNOWN if count is None else format(count, ',')}"
+            for name, count in loss.as_dict().items()
+        )
+        if self._exact:
+            counts = counts.replace(",", "")
+        if loss.any():
+            return [("LOSS", "bad"), ("  " + counts, "bad")]
+        return [("no loss", "good"), ("  " + counts, "dim")]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _number(value: Any) -> float:
+    return value if isinstance(value, (int, float)) else 0.0
+
+
+def _size(line: Line) -> int:
+    return sum(cells(text) for text, _ in line)
+
+
+def _hooks_in_short(hooks: Sequence[str], room: int) -> str:
+    """Many hooks in little room: their kinds and how many they are, or nothing."""
+    kinds = list(dict.fromkeys(hook.partition(":")[0] for hook in hooks))
+    short = f"  {len(hooks)} hooks ({', '.join(kinds)})" if len(hooks) > 1 else ""
+    return short if len(short) <= room else ""
+
+
+def _wrap(text: str, width: int | None) -> list[str]:
+    if width is None or len(text) <= width:
+        return [text]
+    import textwrap
+
+    return textwrap.wrap(text, max(width, 20), subsequent_indent="  ")

@@ -1,0 +1,173 @@
+"""JSON lines: one object per line, as other people's scripts read it.
+
+Shapes are those of docs/design.md, "JSON".  Output is UTF-8 whatever the locale says (RFC 8259,
+8.1).  Names in the kernel are bytes: one that is no UTF-8 comes here with surrogate escapes, and
+each such byte is written as the four characters ``\\xNN``, as the tables show it, so that two
+different names stay different.  On a terminal everything beyond ASCII is written as ``\\uNNNN``,
+because a terminal obeys some of these characters.  A number that is none (NaN) is null.
+"""
+
+from __future__ import annotations
+
+import codecs
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from json.encoder import JSONEncoder
+from typing import Any
+
+from hypermesh_ebpf.errors import OutputError
+from hypermesh_ebpf.metrics.sample import End, Event, Sample, Start
+from hypermesh_ebpf.output.writer import OutputClosed, Writer
+
+_BATCH = 1000
+
+
+def format_time(seconds: float) -> str:
+    """Seconds since the epoch as RFC 3339: ``2026-11-23T14:00:00.123456Z``."""
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    return moment.isoformat(timespec="microseconds")[:-6] + "Z"
+
+
+class JsonSink:
+    """Writes every line at once and in the order it was given.
+
+    ``terminal`` keeps the output to ASCII.  A monitor's own event fields may not be called type,
+    time or monitor.
+    """
+
+    def __init__(self, writer: Writer, *, terminal: bool = False) -> None:
+        self.lost = 0
+        self._writer = writer
+        encoder = JSONEncoder(
+            ensure_ascii=False,
+            check_circular=False,
+            allow_nan=False,
+            separators=(",", ":"),
+            default=_plain,
+        )
+        self._encode = encoder.encode
+        self._charset = "ascii" if terminal else "utf-8"
+
+    def start(self, start: Start) -> None:
+        self._write(
+            [
+                {
+                    "type": "start",
+                    "time": format_time(start.time),
+                    "monitor": start.monitor,
+                    "target": start.target,
+                    "hooks": start.hooks,
+                    "degraded": start.degraded.as_dict() if start.degraded else None,
+                    "prog_ids": start.prog_ids,
+                }
+            ]
+        )
+
+    def events(self, events: Sequence[Event]) -> None:
+        for first in range(0, len(events), _BATCH):
+            batch = events[first : first + _BATCH]
+            try:
+                self._write(
+                    [
+                        {
+                            "type": "event",
+                            "time": format_time(event.time),
+                            "monitor": event.monitor,
+                            **event.fields,
+                        }
+                        for event in batch
+                    ]
+                )
+            except (OutputClosed, OutputError):
+                self.lost += len(events) - first
+                raise
+
+    def sample(self, sample: Sample) -> None:
+        line: dict[str, Any] = {
+            "type": "sample",
+            "time": format_time(sample.time),
+            "monitor": sample.monitor,
+            "target": sample.target,
+            "elapsed_s": round(sample.elapsed_s, 3),
+            "totals": sample.totals,
+            "rows": sample.rows,
+            "loss": sample.loss.as_dict(),
+        }
+        if sample.histograms:
+            line["histograms"] = [
+                {"name": each.name, "unit": each.unit, "buckets": each.buckets}
+                for each in sample.histograms
+            ]
+        self._write([line])
+
+    def end(self, end: End) -> None:
+        if self._writer.gone:
+            return
+        self._write(
+            [
+                {
+                    "type": "end",
+                    "time": format_time(end.time),
+                    "monitor": end.monitor,
+                    "target": end.target,
+                    "reason": end.reason,
+                    "loss": end.loss.as_dict(),
+                }
+            ]
+        )
+
+    def close(self) -> None:
+        """Nothing is held back, so there is nothing to do."""
+
+    def _write(self, objects: list[dict[str, Any]]) -> None:
+        encode = self._encode
+        try:
+            text = "\n".join([encode(each) for each in objects])
+        except ValueError:  # NaN or an infinity somewhere: JSON has no word for them
+            text = "\n".join([encode(_finite(each)) for each in objects])
+        self._writer.write((text + "\n").encode(self._charset, "hmebpf-json"))
+
+
+def _plain(value: Any) -> Any:
+    """What the encoder does not know: mappings that are no dicts, bytes, numpy's scalars, sets."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (bytes, bytearray)):
+        return value.decode("utf-8", "surrogateescape")
+    if hasattr(value, "item"):
+        return value.item()
+    return list(value)
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with None in place of every float that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return value
+
+
+def _escape_all(error: UnicodeError) -> tuple[str, int]:
+    """An error handler for encoding JSON text: escapes for what the charset cannot hold."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_escape, error.object[error.start : error.end])), error.end
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # PEP 383: the byte code - 0xDC00 was no UTF-8
+        return f"\\\\x{code - 0xDC00:02x}"
+    if 0xD800 <= code <= 0xDFFF:
+        return "\\ufffd"
+    if code > 0xFFFF:
+        code -= 0x10000
+        return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+    return f"\\u{code:04x}"
+
+
+codecs.register_error("hmebpf-json", _escape_all)

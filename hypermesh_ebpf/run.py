@@ -1,0 +1,219 @@
+"""One run of a monitor, from the command line's options to its exit status."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import TextIO
+
+from hypermesh_ebpf.errors import HmebpfError, LossSeen
+from hypermesh_ebpf.metrics.sample import End, Sample
+from hypermesh_ebpf.monitors.declaration import Monitor, Options
+from hypermesh_ebpf.output.sink import OutputClosed, Sink, open_sink
+from hypermesh_ebpf.session import Opening, Session
+
+# Between two looks at a ring buffer that has records: a storm then costs 50 wake-ups a second,
+# and 20 ms is not a delay that a reader notices.
+_BREATH_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The options that every monitor has: see ``hmebpf MONITOR --help``.  Times in seconds."""
+
+    interval: float = 1.0
+    duration: float | None = None
+    count: int | None = None
+    output: str = "table"
+    top: int = 20
+    events: bool = False
+    fail_on_loss: bool = False
+    use_cache: bool = True
+    verbose: int = 0
+
+
+class Stop:
+    """SIGINT and SIGTERM as a state: ``reason`` is None until one came.
+
+    While a session is opened they interrupt (KeyboardInterrupt); while it runs they make
+    ``fileno()`` readable, so that the last reading is taken in order.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.interrupts = True
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def fileno(self) -> int:
+        return self._read
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        self.reason = "interrupt" if number == signal.SIGINT else "terminated"
+        if self.interrupts:
+            raise KeyboardInterrupt
+        try:
+            os.write(self._write, b"!")
+        except BlockingIOError:
+            return  # a full pipe is readable enough
+
+    @contextmanager
+    def installed(self) -> Iterator[Stop]:
+        before = {number: signal.signal(number, self.handle) for number in _SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            os.close(self._read)
+            os.close(self._write)
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def run_monitor(monitor: Monitor, options: Options, run: RunOptions, stream: TextIO) -> None:
+    """Open, show until the run is over, close.  Raises any HmebpfError.
+
+    A reader of the output that went away ends the run quietly.  Raises LossSeen at the end when
+    something was lost and the user asked to be told.
+    """
+    with Stop().installed() as stop:
+        try:
+            opening = Opening(monitor, options, run.use_cache)
+            try:
+                sink = _open_sink(monitor, options, run, stream, stop)
+            except BaseException:
+                opening.cancel()
+                raise
+            session = opening.finish(lambda kind, text: _report(run, kind, text))
+        except KeyboardInterrupt:
+            return
+        stop.interrupts = False
+        try:
+            with session:
+                lost = _Loop(session, sink, run, stop).run()
+        finally:
+            sink.close()
+    if lost and run.fail_on_loss:
+        raise LossSeen(
+            f"watch with {monitor.name}: {lost}",
+            "--fail-on-loss was given",
+            "watch less (filters), or read faster (a pipe to a file instead of a terminal)",
+        )
+
+
+def _open_sink(
+    monitor: Monitor, options: Options, run: RunOptions, stream: TextIO, stop: Stop
+) -> Sink:
+    return open_sink(
+        run.output,
+        monitor,
+        options,
+        interval=run.interval,
+        top=run.top,
+        stream=stream,
+        show_events=run.events,
+        stopping=lambda: stop.reason is not None,
+    )
+
+
+def _report(run: RunOptions, kind: str, text: str) -> None:
+    """Progress is for a person who waits; what degrades is for everybody."""
+    if kind == "note" or run.verbose or sys.stderr.isatty():
+        print(f"hmebpf: {text}", file=sys.stderr, flush=True)
+
+
+class _Loop:
+    """Samples at fixed times, events as they come, until something ends the run."""
+
+    def __init__(self, session: Session, sink: Sink, run: RunOptions, stop: Stop) -> None:
+        self._session, self._sink, self._run, self._stop = session, sink, run, stop
+        self._shows_events = session.monitor.events == "always" or run.events
+        self._last: Sample | None = None
+
+    def run(self) -> str | None:
+        """Run to the end; what was lost, in words, or None."""
+        reason = "error"
+        try:
+            self._sink.start(self._session.start)
+            reason = self._watch()
+        except OutputClosed:
+            return self._lost()
+        except HmebpfError:
+            self._end("error")
+            raise
+        self._end(reason)
+        return self._lost()
+
+    def _watch(self) -> str:
+        """Until the run is over; why it is."""
+        run, begin = self._run, time.monotonic()
+        finish = begin + run.duration if run.duration is not None else None
+        due, shown = begin + run.interval, 0
+        while True:
+            wake = due if finish is None else min(due, finish)
+            reason = self._await(wake)
+            over = reason or ("duration" if finish is not None and wake == finish else None)
+            self._take_events()
+            self._show()
+            shown += 1
+            if over is None and run.count is not None and shown >= run.count:
+                over = "count"
+            if over:
+                return over
+            # A machine that slept, or an output that blocked, skips refreshes, it does not catch up.
+            due = max(due + run.interval, time.monotonic())
+
+    def _await(self, wake: float) -> str | None:
+        """Hand events on until it is time to wake; why the run is over, if it is."""
+        poll = select.poll()
+        poll.register(self._stop.fileno(), select.POLLIN)
+        for ring in self._session.rings:
+            poll.register(ring.fileno(), select.POLLIN)
+        guard = self._session.guard
+        if guard is not None:
+            poll.register(guard.fileno(), select.POLLIN)
+        while (left := wake - time.monotonic()) > 0:
+            ready = {fd for fd, _event in poll.poll(left * 1000)}
+            if self._stop.reason:
+                return self._stop.reason
+            if guard is not None and guard.fileno() in ready:
+                poll.unregister(guard.fileno())
+                guard.replace_if_dead()
+                poll.register(guard.fileno(), select.POLLIN)
+            elif ready:
+                self._take_events()
+                pause = select.poll()
+                pause.register(self._stop.fileno(), select.POLLIN)
+                pause.poll(_BREATH_SECONDS * 1000)
+        return self._stop.reason
+
+    def _take_events(self) -> None:
+        events = self._session.events()
+        if events and self._shows_events:
+            self._sink.events(events)
+
+    def _show(self) -> None:
+        sample = self._session.read()
+        lost = (sample.loss.events_lost or 0) + self._sink.lost
+        self._last = replace(sample, loss=replace(sample.loss, events_lost=lost))
+        self._sink.sample(self._last)
+
+    def _end(self, reason: str) -> None:
+        session, last = self._session, self._last
+        loss = last.loss if last else session.read().loss
+        self._sink.end(End(time.time(), session.monitor.name, session.target, reason, loss))
+
+    def _lost(self) -> str | None:
+        """What was lost, in words; None if nothing is known to be."""
+        if self._last is None or not self._last.loss.any():
+            return None
+        counts = self._last.loss.as_dict()
+        return ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in counts.items() if n)

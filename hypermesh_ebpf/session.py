@@ -1,0 +1,236 @@
+"""A session: image loaded, hooks attached, maps readable; closing it leaves the system as it was.
+
+    with open_monitor("xdp", iface=("lo",)) as session:
+        print(session.read().totals)
+
+Everything that has to be undone is on one ExitStack: the guard (which takes XDP programs off), the
+descriptors (closing the last copy detaches and frees), the ring buffers' mappings.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+from hypermesh_ebpf import monitors
+from hypermesh_ebpf.bpf import maps as bpf_maps
+from hypermesh_ebpf.bpf.maps import Map
+from hypermesh_ebpf.bpf.programs import close_all, read_program_info
+from hypermesh_ebpf.bpf.ring import RingBuffer
+from hypermesh_ebpf.errors import TargetGone, UsageError
+from hypermesh_ebpf.metrics.rates import Rates
+from hypermesh_ebpf.metrics.sample import Event, Loss, Sample, Start
+from hypermesh_ebpf.monitors.declaration import Monitor, Options
+from hypermesh_ebpf.worker import Loaded, LoadedTarget, Worker
+
+Report = Callable[[str, str], None]
+"""Told ("progress" or "note", text) while a session is opened."""
+
+
+def complete_options(monitor: Monitor, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's options with defaults filled in.  Raises UsageError for one that is not declared."""
+    declared = {option.name: option for option in monitor.options}
+    unknown = sorted(set(given) - set(declared))
+    if unknown:
+        raise UsageError(
+            f"{monitor.name}: option {unknown[0]!r}",
+            "there is no such option",
+            f"see `hmebpf {monitor.name} --help`",
+        )
+    return {name: given.get(name, option.default) for name, option in declared.items()}
+
+
+def open_monitor(
+    name: str, *, use_cache: bool = True, report: Report | None = None, **options: Any
+) -> Session:
+    """Load and attach a bundled monitor; a context manager.
+
+    ``options`` are the monitor's own, by name (``iface=("lo",)``, ``by="source"``).  ``report`` is told of
+    progress and of what degrades.  Raises any HmebpfError.
+    """
+    if name not in monitors.names():
+        known = ", ".join(monitors.names())
+        raise UsageError(f"monitor {name!r}", "there is no such monitor", f"known: {known}")
+    monitor = monitors.load(name)
+    return Opening(monitor, complete_options(monitor, options), use_cache).finish(report)
+
+
+class Opening:
+    """A session on its way: the worker runs while the caller imports what it will need.
+
+    Made in one step and finished in another; whoever does not finish it calls :meth:`cancel`.
+    """
+
+    def __init__(self, monitor: Monitor, options: Options, use_cache: bool) -> None:
+        self._monitor, self._options = monitor, options
+        self._stack = ExitStack()
+        with ExitStack() as undo:
+            self._guard = None
+            request = {"monitor": monitor.name, "options": options, "use_cache": use_cache}
+            self._worker = undo.enter_context(Worker(request))
+            if any(hook.kind == "xdp" for rung in monitor.rungs for hook in rung.hooks):
+                from hypermesh_ebpf.guard import Guard
+
+                self._guard = undo.enter_context(Guard.start())
+            self._undo = undo.pop_all()
+
+    def cancel(self) -> None:
+        """End the worker, and take off what it may have attached."""
+        self._undo.close()
+
+    def finish(self, report: Report | None = None) -> Session:
+        """Wait until everything is attached; the session.  Raises what opening failed with."""
+        report = report or (lambda kind, text: None)
+        with self._undo as undo:
+            if self._guard:
+                from hypermesh_ebpf import ledger
+
+                for line in ledger.sweep():
+                    report("note", line)
+            loaded = self._worker.result(self._hold, report)
+            undo.callback(close_all, loaded.descriptors())
+            session = Session(self._monitor, self._options, loaded, self._guard)
+            session._stack.push(undo.pop_all().__exit__)
+            return session
+
+    def _hold(self, ifindex: int, iface: str, prog_id: int, prog_fd: int) -> None:
+        """Write the attachment into the ledger and let the guard hold it, before it exists."""
+        from hypermesh_ebpf import ledger
+
+        assert self._guard is not None
+        entry = ledger.record(ifindex, iface, prog_id)
+        try:
+            self._guard.hold(ifindex, prog_fd, str(entry))
+        except BaseException:
+            entry.unlink(missing_ok=True)
+            raise
+
+
+class Session:
+    """A monitor that runs.  Not for several threads at once; made by :func:`open_monitor`."""
+
+    def __init__(
+        self, monitor: Monitor, options: Options, loaded: Loaded, guard: Any | None
+    ) -> None:
+        self.monitor, self.options = monitor, options
+        self._loaded, self._guard = loaded, guard
+        self._stack = ExitStack()
+        maps = {target.name: _open_maps(target) for target in loaded.targets}
+        self._collector = monitor.collector(options, maps)
+        self.rings = [ring for target in loaded.targets for ring in self._open_rings(target)]
+        self._rates = Rates()
+        self._attached = self._read_at = time.monotonic()
+        names = [target.name for target in loaded.targets]
+        self.target: str | list[str] = names[0] if len(names) == 1 else names
+        self.start = Start(
+            time=time.time(),
+            monitor=monitor.name,
+            target=self.target,
+            hooks=loaded.hooks,
+            degraded=loaded.degraded,
+            prog_ids=tuple(p.id for target in loaded.targets for p in target.programs),
+        )
+
+    def _open_rings(self, target: LoadedTarget) -> list[RingBuffer]:
+        rings = []
+        for spec, fd in target.maps:
+            if spec.type == bpf_maps.RINGBUF:
+                ring = RingBuffer(fd, spec.max_entries)
+                self._stack.callback(ring.close)
+                rings.append(ring)
+        return rings
+
+    @property
+    def guard(self) -> Any | None:
+        """The guard that would detach if this process died; None where the kernel does so itself."""
+        return self._guard
+
+    def events(self) -> list[Event]:
+        """What happened since the last call, oldest first."""
+        decode, name = self._collector.decode, self.monitor.name
+        found = []
+        for ring in self.rings:
+            for record in ring.read():
+                fields = decode(record)
+                if fields is not None:
+                    moment = fields.pop("time")
+                    found.append(Event(moment, name, fields))
+        return found
+
+    def read(self) -> Sample:
+        """A reading of everything counted since attach, with rates since the last reading.
+
+        Raises MapError; TargetGone when an interface that was watched is no longer there.
+        """
+        self._check_targets()
+        reading = self._collector.collect()
+        now = time.monotonic()
+        totals, rows = self._rates.apply(
+            reading.totals,
+            reading.rows,
+            self.monitor.key(self.options),
+            self.monitor.counters,
+            now - self._read_at,
+        )
+        self._read_at = now
+        return Sample(
+            time=time.time(),
+            monitor=self.monitor.name,
+            target=self.target,
+            elapsed_s=round(now - self._attached, 3),
+            totals=totals,
+            rows=rows,
+            loss=Loss(reading.events_lost, reading.map_full, self._missed()),
+            histograms=reading.histograms,
+        )
+
+    def close(self) -> None:
+        """Detach, and free everything.  Raises DetachError if something of ours stays attached."""
+        self._stack.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _missed(self) -> int | None:
+        """Runs that the kernel skipped, over all programs; None before Linux 5.12."""
+        counts = [
+            read_program_info(program.fd).missed
+            for target in self._loaded.targets
+            for program in target.programs
+        ]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
+
+    def _check_targets(self) -> None:
+        for target in self._loaded.targets:
+            if target.ifindex is None:
+                continue
+            try:
+                socket.if_indextoname(target.ifindex)
+            except OSError as error:
+                raise TargetGone(
+                    f"watch {target.name}",
+                    f"the interface is gone: {os.strerror(error.errno or 0)}",
+                    "start again when it is back",
+                    errno=error.errno,
+                ) from error
+
+
+def _open_maps(target: LoadedTarget) -> dict[str, Map]:
+    """The target's readable maps by name."""
+    return {
+        spec.name: Map(spec, fd) for spec, fd in target.maps if spec.type != bpf_maps.RINGBUF
+    }

@@ -1,0 +1,203 @@
+"""The process boundary, seen from the parent: start a worker, answer it, take over its descriptors.
+
+The worker is a fresh interpreter, never a fork: the host program may have threads.  It compiles or
+finds the image, loads, attaches, hands the descriptors over and is gone; the parent then holds
+everything by descriptor.  If the parent dies first, the kernel ends the worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hypermesh_ebpf.bpf.spec import MapSpec
+from hypermesh_ebpf.channel import Channel
+from hypermesh_ebpf.errors import HmebpfError, WorkerError, from_dict
+from hypermesh_ebpf.metrics.sample import Degraded
+
+# -I and -S: neither the working directory nor site-packages' .pth files have a say in what root runs.
+_BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from hypermesh_ebpf.worker_process import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+)
+_SILENCE_SECONDS = 600.0  # clang in an emulated machine is slow; a hang is forever
+_REPORT_REMEDY = "try again with -v; if it happens again, report it with that output"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedProgram:
+    """A program in the kernel, by descriptor."""
+
+    name: str
+    id: int
+    tag: str
+    fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTarget:
+    """What was loaded for one target: its maps (spec, descriptor), programs and attachments.
+
+    ``ifindex`` is that of the interface where the target is one.
+    """
+
+    name: str
+    maps: tuple[tuple[MapSpec, int], ...]
+    programs: tuple[LoadedProgram, ...]
+    attachments: tuple[int, ...]
+    ifindex: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Everything a worker made; the descriptors are the receiver's to close."""
+
+    targets: tuple[LoadedTarget, ...]
+    hooks: tuple[str, ...]
+    degraded: Degraded | None
+
+    def descriptors(self) -> list[int]:
+        """All of them, attachments first, so that closing in order detaches before it frees."""
+        first = [fd for target in self.targets for fd in target.attachments]
+        programs = [program.fd for target in self.targets for program in target.programs]
+        return first + programs + [fd for target in self.targets for _spec, fd in target.maps]
+
+
+Hold = Callable[[int, str, int, int], None]
+"""Called before an XDP attach with (ifindex, interface, program id, program descriptor)."""
+
+
+class Worker:
+    """A running worker.  :meth:`result` waits for what it was asked for."""
+
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        """Start it with a request (see worker_process); returns at once.  Raises WorkerError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._said = os.memfd_create("worker-stderr")
+        path = json.dumps([entry or os.getcwd() for entry in sys.path])
+        argv = [sys.executable, "-I", "-S", "-c", _BOOT, path, str(theirs.fileno()), str(os.getpid())]
+        try:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=self._said,
+                stderr=self._said,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the parent to handle
+            )
+        except OSError as error:
+            ours.close()
+            os.close(self._said)
+            raise WorkerError("start the worker process", str(error), "check `ulimit -u`") from error
+        finally:
+            theirs.close()
+        self._channel = Channel(ours)
+        self._send(dict(request))
+
+    def result(self, hold: Hold, report: Callable[[str, str], None]) -> Loaded:
+        """Serve the worker until it has loaded and attached everything.
+
+        ``report`` gets ("progress" or "note", text).  Raises what the worker failed with, or
+        WorkerError when it died.
+        """
+        while True:
+            message, descriptors = self._next()
+            kind = message["type"]
+            if kind in ("progress", "note"):
+                report(kind, message["text"])
+            elif kind == "hold":
+                self._hold(hold, message, descriptors[0])
+            elif kind == "loaded":
+                return _unpack(message, descriptors)
+            elif kind == "error":
+                raise from_dict(message["error"])
+
+    def close(self) -> None:
+        """End the worker if it still runs, and reap it."""
+        self._channel.close()
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+        if self._said >= 0:
+            os.close(self._said)
+            self._said = -1
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _hold(self, hold: Hold, message: Mapping[str, Any], prog_fd: int) -> None:
+        """Let the guard hold the program, and tell the worker that it may attach."""
+        try:
+            hold(message["ifindex"], message["iface"], message["prog_id"], prog_fd)
+        except HmebpfError as error:
+            self._send({"type": "error", "error": error.as_dict()})
+        else:
+            self._send({"type": "held"})
+        finally:
+            os.close(prog_fd)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._channel.send(message)
+        except OSError:
+            raise self._death() from None
+
+    def _next(self) -> tuple[dict[str, Any], list[int]]:
+        poll = select.poll()
+        poll.register(self._channel.fileno(), select.POLLIN)
+        if not poll.poll(_SILENCE_SECONDS * 1000):
+            raise WorkerError(
+                "load in the worker process",
+                f"it said nothing for {_SILENCE_SECONDS:.0f} s",
+                _REPORT_REMEDY,
+            )
+        received = self._channel.receive()
+        if received is None:
+            raise self._death()
+        return received
+
+    def _death(self) -> WorkerError:
+        """What became of a worker that is gone without a result."""
+        status = self._process.wait()
+        if status < 0:
+            cause = f"it was ended by signal {signal.Signals(-status).name}"
+        else:
+            cause = f"it ended with status {status}"
+        with open(self._said, "rb", closefd=False) as file:
+            file.seek(0)
+            said = file.read().decode(errors="replace").strip()
+        if said:
+            cause += f" ({said.splitlines()[-1]})"
+        return WorkerError("load in the worker process", cause, _REPORT_REMEDY, details=said or None)
+
+
+def _unpack(message: Mapping[str, Any], descriptors: list[int]) -> Loaded:
+    """Descriptors come in the order in which the message names what they stand for."""
+    following = iter(descriptors)
+    targets = tuple(
+        LoadedTarget(
+            target["name"],
+            tuple((MapSpec(**spec), next(following)) for spec in target["maps"]),
+            tuple(
+                LoadedProgram(program["name"], program["id"], program["tag"], next(following))
+                for program in target["programs"]
+            ),
+            tuple(next(following) for _ in range(target["attachments"])),
+            target["ifindex"],
+        )
+        for target in message["targets"]
+    )
+    lower = message["degraded"]
+    degraded = Degraded(**{**lower, "lost": tuple(lower["lost"])}) if lower else None
+    return Loaded(targets, tuple(message["hooks"]), degraded)

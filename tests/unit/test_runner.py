@@ -1,0 +1,174 @@
+"""scripts/test's sum over several pytest runs, and tests/conftest.py's record of one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def runner() -> Any:
+    """scripts/test as a module."""
+    loader = SourceFileLoader("scripts_test", str(ROOT / "scripts/test"))
+    spec = spec_from_loader("scripts_test", loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def finished(name: str, failed: bool = False, **outcomes: str) -> Any:
+    """A run that is over; ``outcomes`` by the last part of a test's id."""
+    results = {
+        f"tests/kernel/{test}": {"id": f"tests/kernel/{test}", "outcome": outcome, "reason": "why"}
+        for test, outcome in outcomes.items()
+    }
+    return SimpleNamespace(name=name, failed=failed, results=results)
+
+
+def test_sum_is_the_last_line(runner: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [finished("host", a="passed", b="skipped"), finished("kernel 6.1", b="passed")]
+    assert runner.report(runs) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "2 passed, 0 failed, 1 skipped"
+    assert "   1 in host: why" in lines
+    assert "       tests/kernel/b" in lines
+    assert not [line for line in lines if "never run" in line]
+
+
+@pytest.mark.parametrize(("ci", "code"), [("true", 1), ("", 0)])
+def test_what_is_skipped_everywhere_fails_in_ci(
+    runner: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    ci: str,
+    code: int,
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    runs = [finished("host", a="passed", b="skipped"), finished("kernel 6.1", b="skipped")]
+    assert runner.report(runs) == code
+    out = capsys.readouterr().out
+    assert "never run: 1" in out
+    assert out.splitlines()[-1] == "1 passed, 0 failed, 2 skipped"
+
+
+def test_failures_of_any_kind_fail_the_whole(
+    runner: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = finished("host", a="passed")
+    assert runner.report([good, finished("kernel 6.1", a="failed")]) == 1
+    assert runner.report([good, finished("mypy", failed=True)]) == 1
+    assert "failed: mypy" in capsys.readouterr().out
+    assert runner.report([finished("host")]) == 1, "no test at all is no success"
+
+
+def test_module_skipped_as_a_whole_counts_as_run_where_its_tests_ran(runner: Any) -> None:
+    def run(test: str, outcome: str) -> Any:
+        return SimpleNamespace(results={test: {"id": test, "outcome": outcome, "reason": ""}})
+
+    runs = [run("tests/a.py", "skipped"), run("tests/a.py::test_x", "passed")]
+    assert runner.find_never_run(runs) == []
+    assert runner.find_never_run(runs[:1]) == ["tests/a.py"]
+
+
+def test_run_without_results_has_failed(runner: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    line = 'HMEBPF_TEST_RESULTS [{"id": "t", "outcome": "passed", "reason": ""}]'
+    for command, failed in (
+        (["echo", line], False),
+        (["echo", "killed before the end"], True),
+        (["echo", "HMEBPF_TEST_RESULTS [{"], True),
+        (["sh", "-c", f"echo '{line}'; exit 1"], True),
+        (["sh", "-c", f"echo '{line}'; exit 5"], False),
+    ):
+        run = runner.Run("name", command, pytest=True)
+        run.show()
+        assert run.failed is failed, command
+    assert "killed before the end" in capfd.readouterr().out
+
+
+TESTS = """
+import pytest
+
+@pytest.fixture
+def broken_before():
+    raise ValueError
+
+@pytest.fixture
+def broken_after():
+    yield
+    raise ValueError
+
+def test_passed(): pass
+def test_failed(): raise ValueError
+def test_skipped(): pytest.skip("not today")
+def test_error_before(broken_before): pass
+def test_error_after(broken_after): pass
+@pytest.mark.xfail
+def test_expected(): raise ValueError
+"""
+MODULE_SKIP = "import pytest; pytest.skip('all of it', allow_module_level=True)"
+
+
+def record(folder: Path, *arguments: str, **environment: str) -> dict[str, tuple[str, str]]:
+    """Outcome and reason by test, as a run with this project's conftest.py tells them."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir=.", *arguments],
+        cwd=folder,
+        env={**os.environ, "HMEBPF_TEST_RESULTS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("HMEBPF_TEST_RESULTS")]
+    tests = json.loads(line.partition(" ")[2])
+    return {test["id"]: (test["outcome"], test["reason"]) for test in tests}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    shutil.copy(ROOT / "tests/conftest.py", tmp_path)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    kernel: k\n    vm: v\n")
+    for folder in ("unit", "kernel", "vm"):
+        (tmp_path / folder).mkdir()
+    return tmp_path
+
+
+def test_record_tells_every_outcome(project: Path) -> None:
+    (project / "unit/test_it.py").write_text(TESTS)
+    (project / "unit/test_module.py").write_text(MODULE_SKIP)
+    (project / "unit/test_broken.py").write_text("import no_such_module")
+    assert record(project, "--continue-on-collection-errors") == {
+        "unit/test_broken.py": ("failed", ""),
+        "unit/test_module.py": ("skipped", "all of it"),
+        "unit/test_it.py::test_passed": ("passed", ""),
+        "unit/test_it.py::test_failed": ("failed", ""),
+        "unit/test_it.py::test_skipped": ("skipped", "not today"),
+        "unit/test_it.py::test_error_before": ("failed", ""),
+        "unit/test_it.py::test_error_after": ("failed", ""),
+        "unit/test_it.py::test_expected": ("skipped", "expected to fail: "),
+    }
+
+
+def test_folders_decide_markers(project: Path) -> None:
+    for folder in ("unit", "kernel", "vm"):
+        (project / folder / f"test_{folder}.py").write_text("def test(): pass")
+    chosen = record(project, "-m", "kernel or vm")
+    assert chosen.keys() == {"kernel/test_kernel.py::test", "vm/test_vm.py::test"}
+    if "virtme" not in Path("/proc/cmdline").read_text():
+        assert chosen["vm/test_vm.py::test"][0] == "skipped"
+    if os.geteuid() == 0:
+        assert chosen["kernel/test_kernel.py::test"] == ("passed", "")
+    else:
+        assert chosen["kernel/test_kernel.py::test"] == ("skipped", "needs root")
