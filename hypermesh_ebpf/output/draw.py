@@ -120,17 +120,17 @@ def format_elapsed(seconds: float) -> str:
 
 
 def _scaled(value: float, step: int, units: Sequence[str]) -> str:
-    """Three significant digits or so, and the unit: never 1000 of one where 1 of the next does."""
+    """Two or three significant digits and the largest unit of which there is one."""
     last = len(units) - 1
     number, unit = float(value), 0
     while number >= step - 0.5 and unit < last:
         number /= step
         unit += 1
-    if number >= 99.95 or (number == int(number) and (unit == 0 or number >= 10)):
-        return f"{number:.0f}{units[unit]}"
-    if unit == 0 and number < 0.1:
-        return f"{number:.2g}{units[unit]}"
-    return f"{number:.1f}{units[unit]}"
+    if not unit and (number >= 9.95 or isinstance(value, int) or not number):
+        return f"{number:.0f}{units[0]}"
+    if not unit and number < 0.1:
+        return f"{number:.2g}{units[0]}"
+    return f"{number:.0f}{units[unit]}" if number >= 99.95 else f"{number:.1f}{units[unit]}"
 
 
 _FORMATS = {

@@ -39,7 +39,7 @@ STYLES = {
     "bad": "bold red",
 }
 
-_PAUSE_S = 0.05
+_PAUSE_S = 0.015
 """Events that come faster than this are drawn together."""
 _BURST = 20
 """So many events of one draw are shown even where there is less room."""
@@ -72,6 +72,7 @@ class LiveTable:
         self._paint = _painter(stream)
         self._size = (0, 0)
         self._height = 0  # of the frame on the screen, from the cursor upwards
+        self._painted: tuple[int, int, list[str]] | None = None
         self._pending: deque[Event] = deque()
         self._recent: deque[Event] = deque(maxlen=100)
         self._drawn = 0.0
@@ -94,6 +95,7 @@ class LiveTable:
 
     def sample(self, sample: Sample) -> None:
         self._frame.sample(sample)
+        self._painted = None
         self._draw_or_lose()
 
     def end(self, end: End) -> None:
@@ -147,11 +149,11 @@ class LiveTable:
         width, height = max(columns - 1, _MIN_WIDTH), max(rows - 1, _MIN_HEIGHT)
         resized = self._size not in ((columns, rows), (0, 0))
         self._size = (columns, rows)
+        if self._painted is None or self._painted[:2] != (columns, rows):
+            self._painted = (columns, rows, self._paint_frame(width, height))
+        frame = self._painted[2]
         above: list[Line] = []
-        if self._events is None:
-            frame = self._frame.lines(width, height)
-        else:
-            frame = [[], *self._frame.lines(width, max(height * 3 // 5, min(height, 10)) - 1)]
+        if self._events is not None:
             above = self._event_lines(self._events, width, max(height - len(frame), 5), resized)
         if resized:
             back = _HOME
@@ -159,14 +161,20 @@ class LiveTable:
             back = f"\r\x1b[{self._height}A"
         else:
             back = "\r"
-        text = [back]
-        for line in (*above, *frame):
-            text += (self._paint(line), _END_LINE)
-        text.append(_CLEAR_BELOW)
-        self._writer.write("".join(text).encode())
+        lines = [*map(self._paint, above), *frame]
+        text = back + "".join([line + _END_LINE for line in lines]) + _CLEAR_BELOW
+        self._writer.write(text.encode())
         self._height = len(frame)
         self._recent.extend(self._pending)
         self._pending.clear()
+
+    def _paint_frame(self, width: int, height: int) -> list[str]:
+        """The frame as text; beside events it leaves them two fifths of the screen."""
+        if self._events is None:
+            lines = self._frame.lines(width, height)
+        else:
+            lines = [[], *self._frame.lines(width, max(height * 3 // 5, min(height, 10)) - 1)]
+        return [self._paint(line) for line in lines]
 
     def _event_lines(self, events: EventLines, width: int, room: int, resized: bool) -> list[Line]:
         """The new events; after a resize as many of the last ones as there is room for."""

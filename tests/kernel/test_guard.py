@@ -246,7 +246,7 @@ path.unlink()
         assert attached(ns)
     assert done.stdout == (
         "detach xdp from lo: Operation not permitted (EPERM) | "
-        "see it with `ip link show`, take it off with `hmebpf vethup` as root True\n"
+        "see it with `ip link show`, take it off with `hmebpf cleanup` as root True\n"
     )
 
 
@@ -268,7 +268,7 @@ def test_nothing_can_detach_is_told(veth: VethPair, monkeypatch: pytest.MonkeyPa
         with pytest.raises(GuardError) as caught:
             guard.release()
     assert str(caught.value).startswith("detach xdp: start the guard: ")
-    assert caught.value.remedy == "run `hmebpf vethup` as root"
+    assert caught.value.remedy == "run `hmebpf cleanup` as root"
     veth.left.run("ip", "link", "set", "lo", "xdp", "off")
     os.close(fd)
 

@@ -94,7 +94,7 @@ def test_sweep_without_the_privilege_says_so(veth: VethPair) -> None:
     (line,) = sweep(veth.left, "setpriv", "--bounding-set=-sys_admin")
     assert line == (
         f"left xdp program {owner.program} on lo (owner {owner.pid} is dead): "
-        "Operation not permitted (EPERM), CAP_SYS_ADMIN is missing; run `sudo hmebpf vethup`"
+        "Operation not permitted (EPERM), CAP_SYS_ADMIN is missing; run `sudo hmebpf cleanup`"
     )
     assert attached(veth.left) == {owner.program}
     assert len(sweep(veth.left)) == 1

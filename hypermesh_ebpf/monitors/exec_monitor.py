@@ -1,0 +1,280 @@
+"""exec-monitor: every execve and execveat, by whom, with which arguments and result."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import struct
+import time
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from hypermesh_ebpf.errors import UsageError
+from hypermesh_ebpf.host.cgroups import CgroupPaths, find_container
+from hypermesh_ebpf.monitors.declaration import (
+    Column,
+    Hook,
+    Maps,
+    Monitor,
+    Option,
+    Options,
+    Reading,
+    Rung,
+)
+
+# struct exec up to its arguments, struct choices, and places in the map counts (bpf_c/exec_monitor.c)
+_RECORD = struct.Struct("=5Q3IiI4B16s16s256s")
+_CHOICES = struct.Struct("=II4B16s")
+_SUCCEEDED, _FAILED, _LOST, _INFLIGHT_FULL = range(4)
+_CALLS = ("execve", "execveat")
+_ARGS_CUT, _FILENAME_CUT, _UNREADABLE, _ARGS_FROM_STACK = 1, 2, 4, 8
+_COMM_LENGTH = 15  # TASK_COMM_LEN less its zero byte
+
+_SCHED_FIELDS = (
+    "time",
+    "pid",
+    "ppid",
+    "parent",
+    "uid",
+    "user",
+    "comm",
+    "filename",
+    "args",
+    "args_truncated",
+    "ret",
+    "error",
+    "cgroup",
+    "container",
+)
+_FIELDS = (*_SCHED_FIELDS, "call", "duration_ns")
+_NO_BTF_FIELDS = tuple(name for name in _FIELDS if name not in ("ppid", "parent"))
+
+
+@lru_cache(maxsize=1024)
+def name_user(uid: int) -> str | None:
+    """The user's name, None for a uid that has none here."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return None
+
+
+def _text(raw: bytes) -> str:
+    """A C string as the file system's text, whatever bytes it has."""
+    return os.fsdecode(raw.split(b"\0", 1)[0])
+
+
+class _Collector:
+    """Decodes records, and counts them by what the user asked for."""
+
+    def __init__(self, options: Options, targets: Mapping[str, Maps]) -> None:
+        (self._maps,) = targets.values()
+        self._by: str = options["by"]
+        self._rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._cgroups = CgroupPaths()
+        # bpf_ktime_get_ns counts as CLOCK_MONOTONIC does.
+        self._epoch = time.time() - time.monotonic()
+
+    def decode(self, record: bytes) -> dict[str, Any]:
+        fields = self._fields(record)
+        row = self._rows.get(key := tuple(fields[name] for name in _KEYS[self._by]))
+        if row is None:
+            row = self._rows[key] = dict(zip(_KEYS[self._by], key), execs=0, failed=0)
+        row["execs"] += 1
+        row["failed"] += fields["ret"] != 0
+        return fields
+
+    def _fields(self, record: bytes) -> dict[str, Any]:
+        (
+            start_ns,
+            duration_ns,
+            cgroup_id,
+            _filename_at,
+            argv_at,
+            pid,
+            ppid,
+            uid,
+            ret,
+            args_length,
+            call,
+            flags,
+            _pointer_size,
+            has_parent,
+            comm,
+            parent,
+            filename,
+        ) = _RECORD.unpack_from(record)
+        raw = record[_RECORD.size : _RECORD.size + args_length]
+        args = [os.fsdecode(arg) for arg in raw.removesuffix(b"\0").split(b"\0")] if raw else []
+        unread = flags & _UNREADABLE and not flags & _ARGS_FROM_STACK and argv_at
+        known = call < len(_CALLS)  # the sched rung sees neither the call nor its beginning
+        cgroup = self._cgroups.find(cgroup_id)
+        return {
+            "time": self._epoch + start_ns / 1e9,
+            "pid": pid,
+            "ppid": ppid if has_parent else None,
+            "parent": _text(parent) if has_parent else None,
+            "uid": uid,
+            "user": name_user(uid),
+            "comm": _text(comm),
+            "call": _CALLS[call] if known else None,
+            "filename": _text(filename),
+            "args": args,
+            "args_truncated": bool(flags & (_ARGS_CUT | _FILENAME_CUT) or unread),
+            "ret": ret,
+            "error": errno.errorcode.get(-ret, str(-ret)) if ret else None,
+            "duration_ns": duration_ns if known else None,
+            "cgroup": cgroup,
+            "container": find_container(cgroup),
+        }
+
+    def collect(self) -> Reading:
+        counts = [value for _key, value in self._maps["counts"].items()]
+        totals = {
+            "execs": counts[_SUCCEEDED] + counts[_FAILED],
+            "failed": counts[_FAILED],
+        }
+        rows = list(self._rows.values())
+        return Reading(
+            totals, rows, map_full=counts[_INFLIGHT_FULL], events_lost=counts[_LOST]
+        )
+
+
+def _settings(options: Options) -> bytes:
+    """struct choices: what the program is to report.  Raises UsageError for an unknown user."""
+    pid, comm = options["pid"], options["comm"]
+    uid = None if options["uid"] is None else _find_uid(options["uid"])
+    return _CHOICES.pack(
+        pid or 0,
+        uid or 0,
+        pid is not None,
+        uid is not None,
+        comm is not None,
+        options["failed"],
+        os.fsencode(comm or "")[:_COMM_LENGTH],
+    )
+
+
+def _find_uid(text: str) -> int:
+    """A user by number or name."""
+    if text.isdecimal() and int(text) < 1 << 32:
+        return int(text)
+    try:
+        return pwd.getpwnam(text).pw_uid
+    except KeyError:
+        raise UsageError(
+            f"--uid {text}", "no such user", "give a number, or a name that `getent passwd` lists"
+        ) from None
+
+
+_KEYS = {
+    "comm": ("comm",),
+    "uid": ("uid", "user"),
+    "parent": ("ppid", "parent"),
+    "filename": ("filename",),
+}
+_KEY_COLUMNS = {
+    "comm": (Column("comm", "command"),),
+    "uid": (Column("uid", "uid"), Column("user", "user")),
+    "parent": (Column("ppid", "ppid"), Column("parent", "parent")),
+    "filename": (Column("filename", "file"),),
+}
+
+
+def _hooks(entry: str, result: str) -> tuple[Hook, ...]:
+    """Both system calls, by entry and return of their functions, those of 32-bit programs too."""
+    hooks = []
+    for prefix, infix in (("syscall", ""), ("compat_syscall", "compat_")):
+        for call in _CALLS:
+            optional = prefix == "compat_syscall"
+            target = f"{prefix}:{call}"
+            hooks.append(Hook(entry, target, f"enter_{infix}{call}", optional))
+            hooks.append(Hook(result, target, "leave_exec", optional))
+    return tuple(hooks)
+
+
+_TRACEPOINTS = (
+    Hook("tracepoint", "syscalls:sys_enter_execve", "enter_execve"),
+    Hook("tracepoint", "syscalls:sys_exit_execve", "leave_exec"),
+    Hook("tracepoint", "syscalls:sys_enter_execveat", "enter_execveat"),
+    Hook("tracepoint", "syscalls:sys_exit_execveat", "leave_exec"),
+)
+_LOST_32_BIT = "execs of and by 32-bit programs"
+
+MONITOR = Monitor(
+    name="exec-monitor",
+    summary="Every process execution: who, what, with which arguments and result.",
+    source="exec_monitor.c",
+    rungs=(
+        Rung(
+            "kprobe",
+            _hooks("kprobe", "kretprobe"),
+            fields=_FIELDS,
+            defines={"RUNG_KPROBE": 1, "WITH_BTF": 1},
+            needs_btf=True,
+        ),
+        Rung(
+            "fentry",
+            _hooks("fentry", "fexit"),
+            fields=_FIELDS,
+            defines={"RUNG_FENTRY": 1, "WITH_BTF": 1},
+            needs_btf=True,
+        ),
+        Rung(
+            "tracepoint",
+            _TRACEPOINTS,
+            fields=_FIELDS,
+            lost=(_LOST_32_BIT,),
+            defines={"RUNG_TRACEPOINT": 1, "WITH_BTF": 1},
+            needs_btf=True,
+        ),
+        Rung(
+            "tracepoint without BTF",
+            _TRACEPOINTS,
+            fields=_NO_BTF_FIELDS,
+            lost=(_LOST_32_BIT, "parent", "arguments that are not in memory yet"),
+            defines={"RUNG_TRACEPOINT": 1},
+        ),
+        Rung(
+            "sched",
+            (Hook("raw_tracepoint", "sched_process_exec", "exec_done"),),
+            fields=_SCHED_FIELDS,
+            lost=("failed execs", "duration", "which call", "a script's own arguments"),
+            defines={"RUNG_SCHED": 1, "WITH_BTF": 1},
+            needs_btf=True,
+        ),
+    ),
+    collector=_Collector,
+    columns=lambda options: (
+        *_KEY_COLUMNS[options["by"]],
+        Column("execs", "execs", "count"),
+        Column("execs_per_s", "execs/s", "rate", share=True),
+        Column("failed", "failed", "count"),
+    ),
+    key=lambda options: _KEYS[options["by"]],
+    counters=("execs", "failed"),
+    headline="execs",
+    options=(
+        Option("by", "what a row of the counts stands for", default="comm", choices=tuple(_KEYS)),
+        Option("uid", "only of this user, by name or number", metavar="USER"),
+        Option("comm", "only where the process is called so (after a successful exec: the new name)", metavar="NAME"),
+        Option("pid", "only by this process", kind=int, metavar="PID"),
+        Option("failed", "only those that failed", kind=bool, default=False),
+    ),
+    event_columns=(
+        Column("time", "time", "time"),
+        Column("user", "user"),
+        Column("pid", "pid"),
+        Column("ppid", "ppid"),
+        Column("comm", "comm"),
+        Column("error", "error"),
+        Column("duration_ns", "took", "ns"),
+        Column("container", "container"),
+        Column("filename", "file"),
+        Column("args", "args"),
+    ),
+    events="always",
+    settings=_settings,
+)
