@@ -1,8 +1,8 @@
 """Messages with descriptors between a worker and its parent.
 
-A message is a JSON document and any number of descriptors.  The document travels in a memory file, so
-that neither a verifier's log of 10 MB nor a list of 1,000 maps meets a socket's limits; descriptors go
-in batches, for SCM_RIGHTS takes 253 at a time (unix(7)).
+A message is a JSON document and any number of descriptors.  The document travels in a memory file,
+so that neither a verifier's log of 10 MB nor a list of 1,000 maps meets a socket's limits;
+descriptors go in batches, for SCM_RIGHTS takes 253 at a time (unix(7)).
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ class Channel:
                 file.seek(0)
                 message = json.load(file)
         except (IndexError, ValueError) as error:
-            raise WorkerError("speak with the worker", f"it sent no valid message: {error}") from error
+            raise WorkerError(
+                "speak with the worker", f"it sent no valid message: {error}"
+            ) from error
         return message, every[1:]
 
     def close(self) -> None:

@@ -36,9 +36,9 @@ from typing import Any, ClassVar
 class HmebpfError(Exception):
     """Anything that hmebpf reports as a failure.
 
-    ``what`` names the attempt ("attach xdp to eth0"), ``cause`` the reason, ``remedy`` something the
-    user can do, ``errno`` the system's error number where there was one, ``details`` the long text
-    (compiler output, verifier log) that is shown under -v only.
+    ``what`` names the attempt ("attach xdp to eth0"), ``cause`` the reason, ``remedy`` something
+    the user can do, ``errno`` the system's error number where there was one, ``details`` the long
+    text (compiler output, verifier log) that is shown under -v only.
     """
 
     exit_code: ClassVar[int] = 1

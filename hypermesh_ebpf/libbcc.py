@@ -1,7 +1,7 @@
 """libbcc's C functions, by ctypes, and what they write to descriptor 2.
 
-For the worker process alone: libbcc brings 100 MB of LLVM.  Importing the distribution's bcc package
-would cost 70 ms more and register handlers that switch perf events off at exit.
+For the worker process alone: libbcc brings 100 MB of LLVM.  Importing the distribution's bcc
+package would cost 70 ms more and register handlers that switch perf events off at exit.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ class RunOptions:
     top: int = 20
     events: bool = False
     fail_on_loss: bool = False
+    rung: str | None = None
     use_cache: bool = True
     verbose: int = 0
 
@@ -86,7 +87,7 @@ def run_monitor(monitor: Monitor, options: Options, run: RunOptions, stream: Tex
     """
     with Stop().installed() as stop:
         try:
-            opening = Opening(monitor, options, run.use_cache)
+            opening = Opening(monitor, options, run.use_cache, run.rung)
             try:
                 sink = _open_sink(monitor, options, run, stream, stop)
             except BaseException:
@@ -168,7 +169,8 @@ class _Loop:
                 over = "count"
             if over:
                 return over
-            # A machine that slept, or an output that blocked, skips refreshes, it does not catch up.
+            # A machine that slept, or an output that blocked, skips refreshes, it does not catch
+            # up.
             due = max(due + run.interval, time.monotonic())
 
     def _await(self, wake: float) -> str | None:

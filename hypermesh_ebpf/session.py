@@ -46,18 +46,25 @@ def complete_options(monitor: Monitor, given: Mapping[str, Any]) -> dict[str, An
 
 
 def open_monitor(
-    name: str, *, use_cache: bool = True, report: Report | None = None, **options: Any
+    name: str,
+    *,
+    rung: str | None = None,
+    use_cache: bool = True,
+    report: Report | None = None,
+    **options: Any,
 ) -> Session:
     """Load and attach a bundled monitor; a context manager.
 
-    ``options`` are the monitor's own, by name (``iface=("lo",)``, ``by="source"``).  ``report`` is told of
-    progress and of what degrades.  Raises any HmebpfError.
+    ``options`` are the monitor's own, by name (``iface=("lo",)``, ``by="source"``).  ``rung`` asks
+    for one rung of its ladder and no other.  ``report`` is told of progress and of what degrades.
+    Raises any HmebpfError.
     """
     if name not in monitors.names():
         known = ", ".join(monitors.names())
         raise UsageError(f"monitor {name!r}", "there is no such monitor", f"known: {known}")
     monitor = monitors.load(name)
-    return Opening(monitor, complete_options(monitor, options), use_cache).finish(report)
+    opening = Opening(monitor, complete_options(monitor, options), use_cache, rung)
+    return opening.finish(report)
 
 
 class Opening:
@@ -66,12 +73,24 @@ class Opening:
     Made in one step and finished in another; whoever does not finish it calls :meth:`cancel`.
     """
 
-    def __init__(self, monitor: Monitor, options: Options, use_cache: bool) -> None:
+    def __init__(
+        self, monitor: Monitor, options: Options, use_cache: bool, rung: str | None = None
+    ) -> None:
         self._monitor, self._options = monitor, options
-        self._stack = ExitStack()
+        if rung is not None and rung not in (known := [each.name for each in monitor.rungs]):
+            raise UsageError(
+                f"rung {rung!r} of {monitor.name}",
+                "there is no such rung",
+                f"known: {', '.join(known)}",
+            )
         with ExitStack() as undo:
             self._guard = None
-            request = {"monitor": monitor.name, "options": options, "use_cache": use_cache}
+            request = {
+                "monitor": monitor.name,
+                "options": options,
+                "rung": rung,
+                "use_cache": use_cache,
+            }
             self._worker = undo.enter_context(Worker(request))
             if any(hook.kind == "xdp" for rung in monitor.rungs for hook in rung.hooks):
                 from hypermesh_ebpf.guard import Guard
@@ -231,6 +250,4 @@ class Session:
 
 def _open_maps(target: LoadedTarget) -> dict[str, Map]:
     """The target's readable maps by name."""
-    return {
-        spec.name: Map(spec, fd) for spec, fd in target.maps if spec.type != bpf_maps.RINGBUF
-    }
+    return {spec.name: Map(spec, fd) for spec, fd in target.maps if spec.type != bpf_maps.RINGBUF}

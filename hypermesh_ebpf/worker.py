@@ -23,7 +23,8 @@ from hypermesh_ebpf.channel import Channel
 from hypermesh_ebpf.errors import HmebpfError, WorkerError, from_dict
 from hypermesh_ebpf.metrics.sample import Degraded
 
-# -I and -S: neither the working directory nor site-packages' .pth files have a say in what root runs.
+# -I and -S: neither the working directory nor site-packages' .pth files have a say in what root
+# runs.
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from hypermesh_ebpf.worker_process import main; main(int(sys.argv[2]), int(sys.argv[3]))"
@@ -83,7 +84,16 @@ class Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._said = os.memfd_create("worker-stderr")
         path = json.dumps([entry or os.getcwd() for entry in sys.path])
-        argv = [sys.executable, "-I", "-S", "-c", _BOOT, path, str(theirs.fileno()), str(os.getpid())]
+        argv = [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            _BOOT,
+            path,
+            str(theirs.fileno()),
+            str(os.getpid()),
+        ]
         try:
             self._process = subprocess.Popen(
                 argv,
@@ -96,7 +106,9 @@ class Worker:
         except OSError as error:
             ours.close()
             os.close(self._said)
-            raise WorkerError("start the worker process", str(error), "check `ulimit -u`") from error
+            raise WorkerError(
+                "start the worker process", str(error), "check `ulimit -u`"
+            ) from error
         finally:
             theirs.close()
         self._channel = Channel(ours)
@@ -179,7 +191,9 @@ class Worker:
             said = file.read().decode(errors="replace").strip()
         if said:
             cause += f" ({said.splitlines()[-1]})"
-        return WorkerError("load in the worker process", cause, _REPORT_REMEDY, details=said or None)
+        return WorkerError(
+            "load in the worker process", cause, _REPORT_REMEDY, details=said or None
+        )
 
 
 def _unpack(message: Mapping[str, Any], descriptors: list[int]) -> Loaded:

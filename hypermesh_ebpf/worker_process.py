@@ -3,7 +3,7 @@
 It chooses the rung by probing, builds the image (BCC, clang), makes the maps, loads the programs,
 attaches them, hands all descriptors to its parent and ends.  Its request is one message::
 
-    {"monitor": name, "options": {...}, "use_cache": bool}
+    {"monitor": name, "options": {...}, "rung": name or null, "use_cache": bool}
 
 and it answers with any number of ``progress`` and ``note`` messages, ``hold`` before each XDP
 attach (answered by ``held``), and at last ``loaded`` or ``error``.
@@ -16,14 +16,20 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hypermesh_ebpf import monitors
 from hypermesh_ebpf.bpf.libbpf import BPF_ANY, check, libbpf
 from hypermesh_ebpf.bpf.programs import create_map, load_program, read_program_info
 from hypermesh_ebpf.channel import Channel
-from hypermesh_ebpf.errors import AttachError, HmebpfError, InterfaceBusy, InterfaceNotFound, from_dict
+from hypermesh_ebpf.errors import (
+    AttachError,
+    HmebpfError,
+    InterfaceBusy,
+    InterfaceNotFound,
+    from_dict,
+)
 from hypermesh_ebpf.host.hooks import probe_hook
 from hypermesh_ebpf.host.kernel_btf import function_btf_id
 from hypermesh_ebpf.host.ladder import Choice, choose_rung
@@ -56,7 +62,11 @@ def main(channel_fd: int, parent: int) -> None:
 def _serve(channel: Channel, request: dict[str, Any]) -> None:
     monitor = monitors.load(request["monitor"])
     options, use_cache = request["options"], request["use_cache"]
-    start, reasons = 0, []
+    start = 0
+    reasons: list[str] = []
+    if request["rung"] is not None:  # this one and no other
+        start = [rung.name for rung in monitor.rungs].index(request["rung"])
+        monitor = replace(monitor, rungs=monitor.rungs[: start + 1])
     while True:
         choice = choose_rung(monitor, start)
         try:
@@ -160,9 +170,7 @@ class _Load:
                 for target in self._targets
             ],
         }
-        descriptors = [
-            fd for t in self._targets for fd in t.maps + t.program_fds + t.attachments
-        ]
+        descriptors = [fd for t in self._targets for fd in t.maps + t.program_fds + t.attachments]
         self._channel.send(message, descriptors)
 
     def _hooks_here(self) -> Iterator[tuple[Hook, str]]:
@@ -172,7 +180,9 @@ class _Load:
             if found.available:
                 yield hook, found.target or hook.target
             elif not hook.optional:
-                raise AttachError(f"attach {hook.kind} to {hook.target}", found.reason, found.remedy)
+                raise AttachError(
+                    f"attach {hook.kind} to {hook.target}", found.reason, found.remedy
+                )
 
     def _load(self, target: _Target, image: Image, hooks: list[tuple[Hook, str]]) -> None:
         for spec in image.maps:
@@ -185,14 +195,16 @@ class _Load:
             check(libbpf().bpf_map_update_elem(fd, key, settings, BPF_ANY))
         for hook, resolved in hooks:
             btf_id = function_btf_id(resolved) or 0 if hook.kind in _BY_BTF_ID else 0
-            spec = image.program(hook.program)
-            fd = load_program(spec, hook.kind, image.license, target.maps, btf_id)
+            program = image.program(hook.program)
+            fd = load_program(program, hook.kind, image.license, target.maps, btf_id)
             target.program_fds.append(fd)
             info = read_program_info(fd)
-            target.programs.append({"name": spec.name, "id": info.id, "tag": info.tag})
+            target.programs.append({"name": program.name, "id": info.id, "tag": info.tag})
 
     def _attach(self, target: _Target, hooks: list[tuple[Hook, str]]) -> None:
-        for (hook, resolved), fd, program in zip(hooks, target.program_fds, target.programs):
+        for (hook, resolved), fd, program in zip(
+            hooks, target.program_fds, target.programs, strict=True
+        ):
             if hook.kind == "xdp":
                 self._attach_xdp(target, fd, program["id"])
                 continue

@@ -1,8 +1,8 @@
 """kprobes, tracepoints, raw tracepoints, fentry and fexit: attach through libbcc; close to detach.
 
-Each attachment is a descriptor - of a perf event or of a BPF link - and ends with its last copy: nothing
-is left in kprobe_events, whatever becomes of the process.  libbcc makes perf events through the
-kprobe PMU (Linux 4.17), so no name has to be invented either.
+Each attachment is a descriptor - of a perf event or of a BPF link - and ends with its last copy:
+nothing is left in kprobe_events, whatever becomes of the process.  libbcc makes perf events through
+the kprobe PMU (Linux 4.17), so no name has to be invented either.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def attach(kind: str, target: str, prog_fd: int) -> int:
     """Attach a loaded program at a resolved target; the descriptor that keeps it attached.
 
     ``target`` is a function's name for kprobe and kretprobe, "category:name" for tracepoint, a name
-    for raw_tracepoint; fentry and fexit have theirs in the program.  Raises AttachError, MissingPrivilege.
+    for raw_tracepoint; fentry and fexit have theirs in the program.  Raises AttachError,
+    MissingPrivilege.
     """
     what = f"attach {kind} to {target}"
     fd, said = capture_stderr(_CALLS[kind](libbcc(), target, prog_fd))

@@ -1,9 +1,10 @@
 """How the bytes of a key or value are laid out: BCC's type description as field names and formats.
 
-BCC describes a type as ``"unsigned int"``, as ``[name, [[field, type], ...], "struct"]``, and a field's
-array as a third element ``[field, type, [n]]``.  It writes the padding out as members of its own and
-calls such a structure ``struct_packed``.  A :class:`Layout` decodes whole buffers of such values with the
-struct module: integers for scalars, named tuples for structures, bytes for character arrays.
+BCC describes a type as ``"unsigned int"``, as ``[name, [[field, type], ...], "struct"]``, and a
+field's array as a third element ``[field, type, [n]]``.  It writes the padding out as members of
+its own and calls such a structure ``struct_packed``.  A :class:`Layout` decodes whole buffers of
+such values with the struct module: integers for scalars, named tuples for structures, bytes for
+character arrays.
 """
 
 from __future__ import annotations
@@ -70,8 +71,13 @@ class Layout:
         padding = -self.size % 8
         each = struct.iter_unpack(self._format + f"{padding}x" * bool(padding), raw)
         characters = [f.is_bytes for f in _flat(self.fields)]
-        for group in zip(*[each] * copies):
-            yield self._build([_add(column, text) for column, text in zip(zip(*group), characters)])
+        for group in zip(*[each] * copies, strict=True):
+            yield self._build(
+                [
+                    _add(column, text)
+                    for column, text in zip(zip(*group, strict=True), characters, strict=True)
+                ]
+            )
 
 
 def _add(column: Iterable[Any], is_bytes: bool) -> Any:

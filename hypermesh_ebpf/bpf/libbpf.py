@@ -14,8 +14,8 @@ from functools import lru_cache
 from hypermesh_ebpf.errors import MissingDependency
 
 INSTALL_LIBBPF = (
-    "install libbpf 1.0 or newer: Debian/Ubuntu `apt install libbpf1`, Fedora `dnf install libbpf`, "
-    "Arch `pacman -S libbpf`, Alpine `apk add libbpf`"
+    "install libbpf 1.0 or newer: Debian/Ubuntu `apt install libbpf1`, "
+    "Fedora `dnf install libbpf`, Arch `pacman -S libbpf`, Alpine `apk add libbpf`"
 )
 
 BPF_ANY = 0

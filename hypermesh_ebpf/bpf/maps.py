@@ -1,6 +1,7 @@
 """Reading maps: all entries in as few system calls as the kernel allows, decoded in one go.
 
-Batched lookups exist since Linux 5.6 (per-CPU arrays since 5.13); what has none is read entry by entry.
+Batched lookups exist since Linux 5.6 (per-CPU arrays since 5.13); what has none is read entry by
+entry.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 
 from hypermesh_ebpf.bpf.layout import parse_layout
 from hypermesh_ebpf.bpf.libbpf import BPF_ANY, check, libbpf, possible_cpus
-from hypermesh_ebpf.errors import MapError, describe_errno
 from hypermesh_ebpf.bpf.spec import MapSpec
+from hypermesh_ebpf.errors import MapError, describe_errno
 
 # BPF_MAP_TYPE_* (include/uapi/linux/bpf.h)
 HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, LRU_PERCPU_HASH = 1, 2, 5, 6, 9, 10
@@ -44,7 +45,7 @@ class Map:
     def items(self) -> list[tuple[Any, Any]]:
         """All (key, value) pairs, per-CPU values summed.  Raises MapError."""
         keys, values = self.read_raw()
-        return list(zip(self._key.decode_all(keys), self._decode_values(values)))
+        return list(zip(self._key.decode_all(keys), self._decode_values(values), strict=True))
 
     def read_raw(self) -> tuple[memoryview, memoryview]:
         """The bytes of all keys and of all values (every CPU's), in the same order."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hypermesh_ebpf.bpf.libbpf import MapCreateOpts, ProgLoadOpts, check, libbpf
+from hypermesh_ebpf.bpf.spec import MapSpec, ProgramSpec
 from hypermesh_ebpf.errors import (
     HmebpfError,
     LoadError,
@@ -19,7 +20,6 @@ from hypermesh_ebpf.errors import (
     VerifierError,
     describe_errno,
 )
-from hypermesh_ebpf.bpf.spec import MapSpec, ProgramSpec
 
 # kind of hook: (BPF_PROG_TYPE_*, expected attach type BPF_TRACE_* or 0) (include/uapi/linux/bpf.h)
 PROGRAM_TYPES = {
@@ -76,7 +76,8 @@ def create_map(spec: MapSpec) -> int:
 def load_program(
     spec: ProgramSpec, kind: str, license: str, maps: Sequence[int], attach_btf_id: int = 0
 ) -> int:
-    """Load one program for a kind of hook, with the descriptors of its image's maps; its descriptor.
+    """Load one program for a kind of hook, with the descriptors of its image's maps; its
+    descriptor.
 
     ``attach_btf_id`` is the BTF id of a fentry, fexit or LSM target in the running kernel.
     Raises VerifierError with the telling end of the verifier's log, LoadError or MissingPrivilege.
@@ -125,11 +126,15 @@ def _load(
 def _verifier_error(name: str, error: OSError, said: str) -> VerifierError:
     """The last lines of the log before its statistics say what was wrong."""
     lines = said.splitlines()
-    telling = [line for line in lines if not re.match(r"(processed|verification time|stack depth) ", line)]
+    telling = [
+        line for line in lines if not re.match(r"(processed|verification time|stack depth) ", line)
+    ]
     shown = telling[-_TELLING_LINES:]
     cause = "\n  ".join(shown)
     if len(lines) > len(shown):
-        cause += f"\n  ({len(lines) - len(shown)} lines of the verifier's log omitted; see them with -v)"
+        cause += (
+            f"\n  ({len(lines) - len(shown)} lines of the verifier's log omitted; see them with -v)"
+        )
     return VerifierError(
         f"load program {name}: refused by the kernel's verifier",
         cause,
@@ -146,7 +151,10 @@ def _load_error(what: str, error: OSError) -> HmebpfError:
         return MissingPrivilege(what, cause, _CAPABILITY_REMEDY, errno=number)
     if number in (errno.EINVAL, 524):  # 524: ENOTSUPP, which libc has no name for
         return Unsupported(
-            what, f"this kernel does not know it: {cause}", "see `hmebpf check-system`", errno=number
+            what,
+            f"this kernel does not know it: {cause}",
+            "see `hmebpf check-system`",
+            errno=number,
         )
     if number == errno.ENOMEM:
         remedy = "free memory, or raise `ulimit -l` on kernels before 5.11"

@@ -1,16 +1,16 @@
 """Ring buffers: records taken straight out of the shared memory, or by libbpf where that is unsafe.
 
-The kernel maps a consumer page (ours to write), a producer page and the data area twice in a row, so
-that a record is contiguous even where it wraps.  A record is an 8-byte header - length with two flag
-bits, page offset - and its payload, rounded up to 8 (kernel/bpf/ringbuf.c, since Linux 5.8).
+The kernel maps a consumer page (ours to write), a producer page and the data area twice in a row,
+so that a record is contiguous even where it wraps.  A record is an 8-byte header - length with two
+flag bits, page offset - and its payload, rounded up to 8 (kernel/bpf/ringbuf.c, since Linux 5.8).
 
-Memory ordering: the producer publishes a record by storing its header after the payload, and space by
-advancing the producer position after the header's busy bit was set (smp_store_release, xchg).  We read
-the position before headers and a header before its payload, and store our own position after all
-copies.  x86-64 keeps loads in order among themselves and never moves a store before an earlier load,
-and CPython reads and writes an aligned 8-byte item with one instruction, so no barrier is missing.
-Weaker machines, arm64 among them, need an acquire load that Python cannot ask for: there libbpf's
-``ring_buffer__consume`` reads.
+Memory ordering: the producer publishes a record by storing its header after the payload, and space
+by advancing the producer position after the header's busy bit was set (smp_store_release, xchg).
+We read the position before headers and a header before its payload, and store our own position
+after all copies.  x86-64 keeps loads in order among themselves and never moves a store before an
+earlier load, and CPython reads and writes an aligned 8-byte item with one instruction, so no
+barrier is missing. Weaker machines, arm64 among them, need an acquire load that Python cannot ask
+for: there libbpf's ``ring_buffer__consume`` reads.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _SAMPLE_CALLBACK = ct.CFUNCTYPE(ct.c_int, ct.c_void_p, ct.c_void_p, ct.c_size_t)
 class RingBuffer:
     """A BPF_MAP_TYPE_RINGBUF map as a source of records; wait for ``fileno()`` to be readable.
 
-    Does not own the descriptor; :meth:`close` gives the mappings back.  Raises MapError where the kernel
-    refuses the mapping.
+    Does not own the descriptor; :meth:`close` gives the mappings back.  Raises MapError where the
+    kernel refuses the mapping.
     """
 
     def __init__(self, fd: int, size: int, *, in_order: bool | None = None) -> None:

@@ -37,8 +37,8 @@ class _Commands(click.Group):
 def hmebpf() -> None:
     """See what the Linux kernel sees: packets, process executions, socket calls.
 
-    Needs root or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; `hmebpf check-system` tells what this machine
-    can do and how to mend what it cannot.
+    Needs root or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; `hmebpf check-system` tells what this
+    machine can do and how to mend what it cannot.
     """
 
 

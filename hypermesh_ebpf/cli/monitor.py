@@ -11,22 +11,50 @@ from hypermesh_ebpf.monitors.declaration import Monitor, Option
 
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 _COMMON = (
-    click.Option(["-i", "--interval"], type=_POSITIVE, default=1.0, show_default=True, metavar="SECONDS", help="Time between refreshes."),
-    click.Option(["-d", "--duration"], type=_POSITIVE, metavar="SECONDS", help="Stop after this time."),
-    click.Option(["-n", "--count"], type=click.IntRange(min=1), metavar="N", help="Stop after N refreshes."),
-    click.Option(["-o", "--output"], type=click.Choice(["table", "json", "csv"]), default="table", show_default=True, help="How to show it."),
-    click.Option(["--top"], type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="The most rows that a table shows."),
+    click.Option(
+        ["-i", "--interval"],
+        type=_POSITIVE,
+        default=1.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Time between refreshes.",
+    ),
+    click.Option(
+        ["-d", "--duration"], type=_POSITIVE, metavar="SECONDS", help="Stop after this time."
+    ),
+    click.Option(
+        ["-n", "--count"], type=click.IntRange(min=1), metavar="N", help="Stop after N refreshes."
+    ),
+    click.Option(
+        ["-o", "--output"],
+        type=click.Choice(["table", "json", "csv"]),
+        default="table",
+        show_default=True,
+        help="How to show it.",
+    ),
+    click.Option(
+        ["--top"],
+        type=click.IntRange(min=1),
+        default=20,
+        show_default=True,
+        metavar="N",
+        help="The most rows that a table shows.",
+    ),
     click.Option(["--fail-on-loss"], is_flag=True, help="Exit with 4 if anything was lost."),
     click.Option(["--no-cache"], is_flag=True, help="Compile anew, and keep nothing."),
     click.Option(["-v", "--verbose"], count=True, help="Say more; -vv for tracebacks."),
 )
+_RUNG_HELP = "Attach in this way and no other; by default the first one that works here."
 _EVENTS = click.Option(["--events"], is_flag=True, help="Show each event, too.")
 
 
 def make_command(monitor: Monitor) -> click.Command:
     """The command of one monitor."""
     own = [_make_option(option) for option in monitor.options]
-    events = [_EVENTS] if monitor.events != "never" else []
+    extra = [_EVENTS] if monitor.events == "option" else []
+    if len(monitor.rungs) > 1:
+        names = [rung.name for rung in monitor.rungs]
+        extra.append(click.Option(["--rung"], type=click.Choice(names), help=_RUNG_HELP))
 
     def run(**given: Any) -> None:
         from hypermesh_ebpf.run import RunOptions, run_monitor
@@ -40,13 +68,14 @@ def make_command(monitor: Monitor) -> click.Command:
             top=given["top"],
             events=given.get("events", False),
             fail_on_loss=given["fail_on_loss"],
+            rung=given.get("rung"),
             use_cache=not given["no_cache"],
             verbose=given["verbose"],
         )
         run_monitor(monitor, options, common, sys.stdout)
 
     return click.Command(
-        monitor.name, callback=run, params=[*own, *events, *_COMMON], help=monitor.summary
+        monitor.name, callback=run, params=[*own, *extra, *_COMMON], help=monitor.summary
     )
 
 

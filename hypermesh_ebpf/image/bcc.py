@@ -1,8 +1,8 @@
 """C text in, Image out: BCC's compiler, driven through libbcc alone.
 
 ``BPF(text=...)`` of the bcc package loads and attaches while it is constructed, and importing it
-costs 70 ms.  libbcc's ``bpf_module_create_c_from_string`` compiles and creates the maps, nothing more;
-the instructions, the maps and their type descriptions are then read out into an Image.
+costs 70 ms.  libbcc's ``bpf_module_create_c_from_string`` compiles and creates the maps, nothing
+more; the instructions, the maps and their type descriptions are then read out into an Image.
 
 Runs in the worker process only: it changes the environment, writes to descriptor 2 and maps 100 MB
 of LLVM.
@@ -137,10 +137,14 @@ def _compile_error(name: str, said: str) -> CompileError:
         )
     first = errors[0]
     telling = lines[first : first + _TELLING_LINES]
-    following = next((i for i, line in enumerate(telling[1:], 1) if re.match(r"\S+:\d+:", line)), None)
+    following = next(
+        (i for i, line in enumerate(telling[1:], 1) if re.match(r"\S+:\d+:", line)), None
+    )
     telling = telling[:following]
     omitted = len(lines) - len(telling)
     cause = "\n  ".join(telling)
     if omitted > 0:
         cause += f"\n  ({omitted} more lines; see them with -v)"
-    return CompileError(f"compile {name}", cause, "correct the source at the line given", details=said)
+    return CompileError(
+        f"compile {name}", cause, "correct the source at the line given", details=said
+    )

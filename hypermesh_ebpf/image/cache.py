@@ -2,8 +2,8 @@
 
 An entry is named by a hash of all that went into it: the source, every header, the kernel's build,
 BCC's version, the compiler's flags.  It holds code for the kernel, so a directory or file that
-another user could have written is refused, never read.  A cache that cannot be used costs time, not the run:
-its caller goes on without it and says so.
+another user could have written is refused, never read.  A cache that cannot be used costs time, not
+the run: its caller goes on without it and says so.
 """
 
 from __future__ import annotations

@@ -47,11 +47,30 @@ _WORD = re.compile(r"[A-Za-z_]\w*")
 _AGGREGATE = re.compile(r"\b(struct|union)\s+(\w+)")
 _DEFINITION = re.compile(r"\b(?:struct|union)\s+(\w+)\s*\{")
 
-# Contexts of programs, which BCC's copy of uapi/linux/bpf.h defines: a second definition would clash.
+# Contexts of programs, which BCC's copy of uapi/linux/bpf.h defines: a second definition would
+# clash.
 _IN_BCCS_BPF_H = frozenset(
-    "__sk_buff xdp_md sk_msg_md sk_reuseport_md bpf_raw_tracepoint_args bpf_perf_event_data "
-    "bpf_perf_event_value bpf_sock bpf_sock_addr bpf_sock_ops bpf_sock_tuple bpf_sockopt bpf_sysctl "
-    "bpf_tcp_sock bpf_sk_lookup bpf_cgroup_dev_ctx bpf_spin_lock bpf_tunnel_key bpf_fib_lookup".split()
+    {
+        "__sk_buff",
+        "bpf_cgroup_dev_ctx",
+        "bpf_fib_lookup",
+        "bpf_perf_event_data",
+        "bpf_perf_event_value",
+        "bpf_raw_tracepoint_args",
+        "bpf_sk_lookup",
+        "bpf_sock",
+        "bpf_sock_addr",
+        "bpf_sock_ops",
+        "bpf_sock_tuple",
+        "bpf_sockopt",
+        "bpf_spin_lock",
+        "bpf_sysctl",
+        "bpf_tcp_sock",
+        "bpf_tunnel_key",
+        "sk_msg_md",
+        "sk_reuseport_md",
+        "xdp_md",
+    }
 )
 
 
@@ -102,7 +121,8 @@ class KernelTypes:
     def declare(self, text: str, headers: str = "") -> str:
         """C declarations of the kernel structures that ``text`` uses, and no others.
 
-        What ``headers``, the text's own, define is left to them.  Raises CompileError for a structure that neither the text nor this kernel defines.
+        What ``headers``, the text's own, define is left to them.  Raises CompileError for a
+        structure that neither the text nor this kernel defines.
         """
         text = _COMMENT.sub(" ", text)
         words = set(_WORD.findall(text))
@@ -200,7 +220,7 @@ class KernelTypes:
 
     def _define(self, type_id: int, named: dict[int, str], words: set[str]) -> str:
         """One structure: a union of its wanted members, each behind its own padding."""
-        lines = []
+        lines: list[str] = []
         for member in self._members(type_id):
             if member.name not in words or member.bit_size or member.bit_offset % 8:
                 continue

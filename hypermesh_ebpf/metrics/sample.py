@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
-Value = Union[int, float, str, bool, None, Sequence[Any]]
+Value = int | float | str | bool | None | Sequence[Any]
 Row = Mapping[str, Value]
 
 

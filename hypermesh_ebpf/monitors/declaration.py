@@ -109,8 +109,9 @@ class MapReader(Protocol):
 class Collector(Protocol):
     """The live side of a monitor: made when the hooks are attached, one for each run."""
 
-    def decode(self, record: bytes) -> Mapping[str, Any] | None:
-        """One ring buffer record as an event's fields; None when it is not to be shown."""
+    def decode(self, record: bytes) -> dict[str, Any] | None:
+        """One ring buffer record as an event's fields, its time in seconds since the epoch under
+        "time"; None when it is not to be shown."""
         ...
 
     def collect(self) -> Reading:

@@ -24,7 +24,8 @@ from hypermesh_ebpf.monitors.declaration import (
     Rung,
 )
 
-# struct exec up to its arguments, struct choices, and places in the map counts (bpf_c/exec_monitor.c)
+# struct exec up to its arguments, struct choices, and places in the map counts
+# (bpf_c/exec_monitor.c)
 _RECORD = struct.Struct("=5Q3IiI4B16s16s256s")
 _CHOICES = struct.Struct("=II4B16s")
 _SUCCEEDED, _FAILED, _LOST, _INFLIGHT_FULL = range(4)
@@ -81,7 +82,7 @@ class _Collector:
         fields = self._fields(record)
         row = self._rows.get(key := tuple(fields[name] for name in _KEYS[self._by]))
         if row is None:
-            row = self._rows[key] = dict(zip(_KEYS[self._by], key), execs=0, failed=0)
+            row = self._rows[key] = dict(zip(_KEYS[self._by], key, strict=True), execs=0, failed=0)
         row["execs"] += 1
         row["failed"] += fields["ret"] != 0
         return fields
@@ -137,9 +138,7 @@ class _Collector:
             "failed": counts[_FAILED],
         }
         rows = list(self._rows.values())
-        return Reading(
-            totals, rows, map_full=counts[_INFLIGHT_FULL], events_lost=counts[_LOST]
-        )
+        return Reading(totals, rows, map_full=counts[_INFLIGHT_FULL], events_lost=counts[_LOST])
 
 
 def _settings(options: Options) -> bytes:
@@ -259,7 +258,11 @@ MONITOR = Monitor(
     options=(
         Option("by", "what a row of the counts stands for", default="comm", choices=tuple(_KEYS)),
         Option("uid", "only of this user, by name or number", metavar="USER"),
-        Option("comm", "only where the process is called so (after a successful exec: the new name)", metavar="NAME"),
+        Option(
+            "comm",
+            "only where the process is called so (after a successful exec: the new name)",
+            metavar="NAME",
+        ),
         Option("pid", "only by this process", kind=int, metavar="PID"),
         Option("failed", "only those that failed", kind=bool, default=False),
     ),

@@ -93,7 +93,7 @@ _KEY_COLUMNS = {
 
 
 def name_ethertype(number: int) -> str:
-    """"IPv4" for 0x0800; the number for one that has no name here."""
+    """ "IPv4" for 0x0800; the number for one that has no name here."""
     if number < _LOWEST_ETHERTYPE:
         return "802.3"
     return _ETHERTYPES.get(number, f"0x{number:04x}")
@@ -123,7 +123,7 @@ class _Collector:
             protocols = [(key, value) for key, value in maps["protocols"].items() if value.packets]
             marks = [value for _key, value in maps["marks"].items()]
             here = [value for _key, value in maps["sizes"].items()]
-            sizes = [a + b for a, b in zip(sizes, here)] if sizes else here
+            sizes = [a + b for a, b in zip(sizes, here, strict=True)] if sizes else here
             sums["packets"] += sum(value.packets for _key, value in protocols)
             sums["bytes"] += sum(value.bytes for _key, value in protocols)
             sums["vlan"] += marks[_VLAN]
@@ -158,7 +158,13 @@ def _protocol_rows(maps: Maps, protocols: list[tuple[int, Any]]) -> list[dict[st
     for slot, value in protocols:
         if slot < _OTHER:
             name = name_protocol(slot % _IPV6)
-            rows.append({"ethertype": "IPv6" if slot >= _IPV6 else "IPv4", "protocol": name, **value._asdict()})
+            rows.append(
+                {
+                    "ethertype": "IPv6" if slot >= _IPV6 else "IPv4",
+                    "protocol": name,
+                    **value._asdict(),
+                }
+            )
     for number, value in maps["ethertypes"].items():
         name = name_ethertype(number)
         rows.append({"ethertype": name, "protocol": name, **value._asdict()})
@@ -204,10 +210,32 @@ MONITOR = Monitor(
     counters=("packets", "bytes"),
     headline="packets",
     options=(
-        Option("iface", "network interface to watch; may be given more than once", multiple=True, required=True, metavar="IF"),
-        Option("by", "what a row stands for", default="protocol", choices=("protocol", "source", "port", "size")),
-        Option("mode", "where in the network stack: in the driver (native), behind it (generic), or the better of what the interface has", default="auto", choices=("auto", "native", "generic")),
-        Option("replace", "take the place of a program that somebody else attached", kind=bool, default=False),
+        Option(
+            "iface",
+            "network interface to watch; may be given more than once",
+            multiple=True,
+            required=True,
+            metavar="IF",
+        ),
+        Option(
+            "by",
+            "what a row stands for",
+            default="protocol",
+            choices=("protocol", "source", "port", "size"),
+        ),
+        Option(
+            "mode",
+            "where in the network stack: in the driver (native), behind it (generic), "
+            "or the better of what the interface has",
+            default="auto",
+            choices=("auto", "native", "generic"),
+        ),
+        Option(
+            "replace",
+            "take the place of a program that somebody else attached",
+            kind=bool,
+            default=False,
+        ),
     ),
     defines=lambda options: _DEFINES.get(options["by"], {}),
     targets=lambda options: tuple(dict.fromkeys(options["iface"])),

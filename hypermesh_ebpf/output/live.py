@@ -74,6 +74,7 @@ class LiveTable:
         self._height = 0  # of the frame on the screen, from the cursor upwards
         self._painted: tuple[int, int, list[str]] | None = None
         self._pending: deque[Event] = deque()
+        self._skipped = 0  # events that came while we were in the background
         self._recent: deque[Event] = deque(maxlen=100)
         self._drawn = 0.0
         self._drawing = False
@@ -131,6 +132,9 @@ class LiveTable:
         """Draw events and frame, and once more if the terminal was resized meanwhile."""
         if not self._in_foreground():
             self._height = 0
+            self._skipped += len(self._pending)
+            self._recent.extend(self._pending)
+            self._pending.clear()
             return
         self._drawing = True
         try:
@@ -184,11 +188,13 @@ class LiveTable:
         else:
             shown = list(self._pending)[-max(room, _BURST) :]
         every = max(room - 1, 5)
-        skipped = len(self._pending) - len(shown)
-        if skipped <= 0:
-            return events.lines(shown, width, every)
-        note = f"... {skipped:,} more events, see them all with -o json"
-        return [[(note[:width], "dim")], *events.lines(shown, width, every)]
+        lines = events.lines(shown, width, every)
+        skipped = self._skipped + max(len(self._pending) - len(shown), 0)
+        self._skipped = 0
+        if skipped:
+            note = f"... {skipped:,} more events, -o json has them all"
+            lines.insert(0, [(note[:width], "dim")])
+        return lines
 
     def _in_foreground(self) -> bool:
         """Whether the terminal is ours to draw on; True where that cannot be told."""

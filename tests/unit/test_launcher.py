@@ -242,7 +242,7 @@ def test_without_root_nothing_is_installed(checkout: Checkout) -> None:
     done = checkout.call("xdp")
     assert_error(
         done,
-        "needs root",
+        "installing needs root",
         f"{checkout.root}/scripts/hmebpf --version",
         "apt-get install python3-bpfcc",
         f"pip install {checkout.root}",
