@@ -107,7 +107,7 @@ class VerifierError(HmebpfError):
 
 
 class LoadError(HmebpfError):
-    """The kernel refused to make a map or load a program, for a reason other than the verifier's."""
+    """The kernel refused to make a map or load a program, and not by its verifier."""
 
 
 class AttachError(HmebpfError):

@@ -33,7 +33,7 @@ Report = Callable[[str, str], None]
 
 
 def complete_options(monitor: Monitor, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The user's options with defaults filled in.  Raises UsageError for one that is not declared."""
+    """The user's options with defaults filled in.  Raises UsageError for an unknown one."""
     declared = {option.name: option for option in monitor.options}
     unknown = sorted(set(given) - set(declared))
     if unknown:
@@ -166,7 +166,7 @@ class Session:
 
     @property
     def guard(self) -> Any | None:
-        """The guard that would detach if this process died; None where the kernel does so itself."""
+        """The guard that detaches if this process dies; None where the kernel does so itself."""
         return self._guard
 
     def events(self) -> list[Event]:

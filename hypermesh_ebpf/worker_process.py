@@ -100,7 +100,7 @@ def _degraded(choice: Choice, failed: list[str]) -> dict[str, Any] | None:
 
 @dataclass(slots=True)
 class _Target:
-    """What is being made for one target; descriptors are closed here after the parent has copies."""
+    """What is being made for one target; closed here after the parent has copies."""
 
     name: str
     maps: list[int] = field(default_factory=list)

@@ -72,12 +72,8 @@ class Layout:
         each = struct.iter_unpack(self._format + f"{padding}x" * bool(padding), raw)
         characters = [f.is_bytes for f in _flat(self.fields)]
         for group in zip(*[each] * copies, strict=True):
-            yield self._build(
-                [
-                    _add(column, text)
-                    for column, text in zip(zip(*group, strict=True), characters, strict=True)
-                ]
-            )
+            columns = zip(zip(*group, strict=True), characters, strict=True)
+            yield self._build([_add(column, text) for column, text in columns])
 
 
 def _add(column: Iterable[Any], is_bytes: bool) -> Any:

@@ -40,7 +40,7 @@ class RingBuffer:
     """
 
     def __init__(self, fd: int, size: int, *, in_order: bool | None = None) -> None:
-        """``size`` is the map's max_entries, in bytes; ``in_order`` overrides the choice of reader."""
+        """``size`` is the map's max_entries, in bytes; ``in_order`` chooses the reader."""
         self._fd = fd
         if in_order is None:
             in_order = platform.machine() in ("x86_64", "AMD64")

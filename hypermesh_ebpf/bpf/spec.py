@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class MapSpec:
-    """A map to create: sizes in bytes; ``key_desc`` and ``value_desc`` are BCC's type descriptions."""
+    """A map to create: sizes in bytes; ``key_desc`` and ``value_desc`` are BCC's descriptions."""
 
     name: str
     type: int

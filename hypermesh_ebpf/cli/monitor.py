@@ -1,4 +1,4 @@
-"""A click command made from a monitor's declaration: its own options, then those of every monitor."""
+"""A click command made from a monitor's declaration: its options and the common ones."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Degraded:
-    """A rung below the first was taken: its place on the ladder (from 1), name, and what is lost."""
+    """A rung below the first was taken: its place (from 1), its name, what is lost and why."""
 
     rung: int
     hook: str
