@@ -36,10 +36,11 @@ class Map:
         self.spec, self.fd = spec, fd
         self._key = parse_layout(spec.key_desc, spec.key_size)
         self._value = parse_layout(spec.value_desc, spec.value_size)
-        self._copies = possible_cpus() if spec.type in _PER_CPU else 1
-        self._stride = (
-            spec.value_size + -spec.value_size % 8 if self._copies > 1 else spec.value_size
-        ) * self._copies
+        self._per_cpu = spec.type in _PER_CPU
+        # The kernel rounds each CPU's value up to 8 bytes, on a machine with one CPU, too.
+        padding = -spec.value_size % 8 if self._per_cpu else 0
+        self._copies = possible_cpus() if self._per_cpu else 1
+        self._stride = (spec.value_size + padding) * self._copies
         self._batched = True
 
     def items(self) -> list[tuple[Any, Any]]:
@@ -72,7 +73,7 @@ class Map:
             raise self._error("write", error) from error
 
     def _decode_values(self, raw: memoryview) -> Iterator[Any]:
-        if self._copies > 1:
+        if self._per_cpu:
             return self._value.decode_sums(raw, self._copies)
         return self._value.decode_all(raw)
 

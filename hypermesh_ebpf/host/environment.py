@@ -34,6 +34,13 @@ _CGROUP_MARKS = (
     ("garden", "Garden"),
     ("nspawn", "systemd-nspawn"),
 )
+# The inode numbers that the host's own namespaces always have (include/linux/proc_ns.h).
+_INITIAL_NAMESPACES = {
+    "ipc": 0xEFFFFFFF,
+    "uts": 0xEFFFFFFE,
+    "pid": 0xEFFFFFFC,
+    "cgroup": 0xEFFFFFFB,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +61,25 @@ def _read(path: str) -> str:
         return ""
 
 
+def own_namespaces() -> tuple[str, ...]:
+    """The kinds of namespaces (pid, ipc, uts, cgroup) in which this process is not the host's."""
+    found = []
+    for kind, number in _INITIAL_NAMESPACES.items():
+        try:
+            if os.stat(f"/proc/self/ns/{kind}").st_ino != number:
+                found.append(kind)
+        except OSError:  # a kernel without that kind
+            continue
+    return tuple(found)
+
+
 def _find_container() -> tuple[str | None, str | None]:
-    manager = _read("/run/systemd/container") or os.environ.get("container", "")
-    if not manager:
-        for entry in _read("/proc/1/environ").split("\0"):
-            if entry.startswith("container="):
-                manager = entry.removeprefix("container=")
+    if "microsoft" in _read("/proc/version").lower():
+        return "WSL", "/proc/version"
+    namespaces = own_namespaces()
+    if not namespaces:
+        return None, None  # whatever files an image left behind
+    manager = _read("/run/systemd/container") or os.environ.get("container", "")  # noqa: SIM112
     if manager:
         return manager, "the variable container"
     for path, name in (("/.dockerenv", "Docker"), ("/run/.containerenv", "Podman")):
@@ -68,8 +88,8 @@ def _find_container() -> tuple[str | None, str | None]:
     for mark, name in _CGROUP_MARKS:
         if mark in _read("/proc/1/cgroup"):
             return name, "/proc/1/cgroup"
-    if "microsoft" in _read("/proc/version").lower():
-        return "WSL", "/proc/version"
+    if "pid" in namespaces:
+        return "unknown", f"namespaces of its own: {', '.join(namespaces)}"
     return None, None
 
 

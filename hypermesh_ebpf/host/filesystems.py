@@ -3,7 +3,7 @@
 A file system is recognised by its magic (statfs(2), include/uapi/linux/magic.h), not by its path.
 Where it is not mounted, fsopen(2) and fsmount(2) (Linux 5.2) give a mount that is attached
 nowhere: no namespace has it, nobody sees it, and it is gone with its descriptor.  The mounts of
-the host stay as they are, but for what its user asks for: :func:`mount_missing` (``--fix``).
+the host stay as they are, but for what its user asks for: :func:`mount` (``--fix``).
 """
 
 from __future__ import annotations
@@ -288,20 +288,18 @@ def _raise_errno() -> None:
     raise OSError(code, os.strerror(code))
 
 
-def mount_missing() -> list[tuple[Filesystem, OSError | None]]:
-    """Mount bpffs, tracefs and debugfs at their usual places where they are mounted nowhere.
+def list_missing() -> list[Filesystem]:
+    """Those of bpffs, tracefs and debugfs that are mounted nowhere."""
+    return [fs for fs in (BPFFS, TRACEFS, DEBUGFS) if find_mount(fs.magic) is None]
 
-    What ``check-system --fix`` does, for good and for everybody.  Returns what was tried, each
-    with the kernel's error or None.
+
+def mount(fs: Filesystem) -> OSError | None:
+    """Mount ``fs`` at its usual place, for good and for everybody: ``check-system --fix``.
+
+    Gives the kernel's error back, None if it worked.
     """
-    tried: list[tuple[Filesystem, OSError | None]] = []
-    for fs in (BPFFS, TRACEFS, DEBUGFS):
-        if find_mount(fs.magic) is not None:
-            continue
-        try:
-            _mount(fs.name, fs.places[0], fs.name, 0)
-        except OSError as error:
-            tried.append((fs, error))
-        else:
-            tried.append((fs, None))
-    return tried
+    try:
+        _mount(fs.name, fs.places[0], fs.name, 0)
+    except OSError as error:
+        return error
+    return None

@@ -135,7 +135,7 @@ def _require_clsact() -> None:
         if not _has_module(module):
             raise Unsupported(
                 "attach to traffic control",
-                f"the kernel has no {module}",
+                f"{module} is not in this kernel, nor among the modules in /lib/modules",
                 f"boot a kernel with {config}, or install its modules package",
             )
 

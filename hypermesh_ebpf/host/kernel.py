@@ -111,9 +111,10 @@ def parse_kernel_release(
         (r"\bDebian (\d+)\.(\d+)\.(\d+)", build),
         (r"\bUbuntu \S+ (\d+)\.(\d+)\.(\d+)\s*$", signature),
     ):
-        stable = re.search(pattern, text)
-        if stable and (int(stable[1]), int(stable[2])) == version[:2]:
-            version = (version[0], version[1], int(stable[3]))
+        # More than one: Debian's compiler names itself "gcc-12 (Debian 12.2.0-14)", too.
+        for major, minor, patch in re.findall(pattern, text):
+            if (int(major), int(minor)) == version[:2]:
+                version = (version[0], version[1], int(patch))
     named = [name for pattern, name in _DISTRIBUTIONS if re.search(pattern, flavour)]
     named += [name for pattern, name in _BUILDERS if re.search(pattern, build)]
     return KernelRelease(

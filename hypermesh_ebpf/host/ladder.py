@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,11 +22,16 @@ class Choice:
     rung: Rung
     skipped: tuple[tuple[Rung, Availability], ...] = ()
 
+    @property
+    def reason(self) -> str | None:
+        """Why no better rung was taken: each one's reason; None if this is the best."""
+        return "; ".join(_without_repetition(self.skipped)) or None
+
 
 def probe_rung(rung: Rung) -> Availability:
-    """Whether every hook of the rung that is not optional can be attached here, and BTF read where it needs it.
+    """Whether every hook of the rung can be attached here, and BTF read where it needs it.
 
-    The first hook that cannot decides; its reason names the hook.
+    The first hook that cannot decides, unless it is optional; the reason names it.
     """
     for hook in rung.hooks:
         found = probe_hook(hook.kind, hook.target)
@@ -69,7 +75,7 @@ def choose_rung(monitor: Monitor, start: int = 0) -> Choice:
     raise Unsupported(what, reasons, skipped[-1][1].remedy)
 
 
-def _without_repetition(skipped: list[tuple[Rung, Availability]]) -> list[str]:
+def _without_repetition(skipped: Iterable[tuple[Rung, Availability]]) -> list[str]:
     """Each rung's reason; rungs that fail alike share one line."""
     by_reason: dict[str, list[str]] = {}
     for rung, found in skipped:

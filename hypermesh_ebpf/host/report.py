@@ -108,16 +108,11 @@ def verdict(monitor: Monitor) -> MonitorVerdict:
         return MonitorVerdict(
             monitor.name, False, reason=error.cause or error.what, remedy=error.remedy
         )
-    degraded = None
-    if choice.index:
-        best = choice.skipped[0][1]
-        degraded = Degraded(
-            choice.index + 1, choice.rung.name, choice.rung.lost, choice.skipped[0][1].reason
-        )
-        return MonitorVerdict(
-            monitor.name, True, choice.rung.name, degraded, best.reason, best.remedy
-        )
-    return MonitorVerdict(monitor.name, True, choice.rung.name)
+    if not choice.index:
+        return MonitorVerdict(monitor.name, True, choice.rung.name)
+    lower = Degraded(choice.index + 1, choice.rung.name, choice.rung.lost, choice.reason)
+    best = choice.skipped[0][1]
+    return MonitorVerdict(monitor.name, True, choice.rung.name, lower, choice.reason, best.remedy)
 
 
 def examine(monitors: Iterable[Monitor]) -> Report:

@@ -72,17 +72,17 @@ def format_count(value: float) -> str:
     """A count: exact with separators up to ten million, then ``12.3 M``."""
     if value < 10_000_000:
         return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
-    return _scaled(value, 1000, ("", " K", " M", " G", " T", " P"))
+    return _scaled(value, 1000, ("", " K", " M", " G", " T", " P", " E"))
 
 
 def format_bytes(value: float) -> str:
     """``512 B``, ``3.4 KiB``."""
-    return _scaled(value, 1024, (" B", " KiB", " MiB", " GiB", " TiB", " PiB"))
+    return _scaled(value, 1024, (" B", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"))
 
 
 def format_rate(value: float) -> str:
     """Things per second: ``0.4/s``, ``162/s``, ``1.2 K/s``."""
-    return _scaled(value, 1000, ("/s", " K/s", " M/s", " G/s", " T/s"))
+    return _scaled(value, 1000, ("/s", " K/s", " M/s", " G/s", " T/s", " P/s", " E/s"))
 
 
 def format_byte_rate(value: float) -> str:
@@ -107,9 +107,11 @@ def format_time(value: float) -> str:
 
 def format_elapsed(seconds: float) -> str:
     """``0.4 s``, ``12 s``, ``3:05``, ``2:03:05``, ``4 d 02:03:05``."""
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes, second = divmod(int(seconds), 60)
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, second = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{second} s"
     hours, minute = divmod(minutes, 60)
     if not hours:
         return f"{minute}:{second:02}"

@@ -34,7 +34,7 @@ def open_table(
     """A live table if ``stream`` is a terminal that can move its cursor, else a plain one."""
     terminal = os.environ.get("TERM", "")
     live = stream.isatty() and terminal not in ("", "dumb", "unknown")
-    encoding = (stream.encoding or "ascii").lower().replace("-", "")
+    encoding = (stream.encoding or "utf-8").lower().replace("-", "")
     # The kernel's own console has no font for blocks.
     ascii = encoding != "utf8" or (live and terminal == "linux")
     frame = Frame(monitor, options, interval=interval, top=top, exact=not live, ascii=ascii)
