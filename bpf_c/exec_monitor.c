@@ -202,6 +202,8 @@ static __always_inline void read_strings(struct exec *exec)
 		}
 		exec->flags |= (length / ARG_SIZE) & ARGS_CUT; /* 1 if it filled its place */
 		used += length & (2 * ARG_SIZE - 1);
+		/* An empty string's length, with its zero byte, is 1; but Linux 5.10 says 0. */
+		used += (u32)(length - 1) >> 31;
 	}
 	if (i == MAX_ARGS)
 		exec->flags |= ARGS_CUT;

@@ -26,11 +26,29 @@ struct pt_regs {
 /* First argument and return value of a kernel function, for kprobes and kretprobes. */
 #define FUNCTION_ARG1(regs) ((regs)->di)
 #define FUNCTION_RESULT(regs) ((regs)->ax)
+/* Of a system call that is under way: its number, and whether a 32-bit program made it, whose numbers
+ * and structures are others (__USER32_CS, arch/x86/include/asm/segment.h). */
+#define SYSCALL_NUMBER(regs) ((regs)->orig_ax)
+#define SYSCALL_IS_COMPAT(regs) ((regs)->cs == 0x23)
+/* arch/x86/entry/syscalls/syscall_64.tbl */
+#define NR_CLOSE 3
+#define NR_CONNECT 42
+#define NR_ACCEPT 43
+#define NR_SENDTO 44
+#define NR_RECVFROM 45
+#define NR_SENDMSG 46
+#define NR_RECVMSG 47
+#define NR_ACCEPT4 288
+#define NR_RECVMMSG 299
+#define NR_SENDMMSG 307
 #elif defined(__aarch64__) || defined(__TARGET_ARCH_arm64) || defined(bpf_target_arm64)
-/* arch/arm64/include/uapi/asm/ptrace.h: struct user_pt_regs, with which pt_regs begins */
+/* arch/arm64/include/uapi/asm/ptrace.h: struct user_pt_regs, with which pt_regs begins; what follows
+ * is in arch/arm64/include/asm/ptrace.h (little-endian; since Linux 4.15) */
 struct pt_regs {
 	u64 regs[31];
 	u64 sp, pc, pstate, orig_x0;
+	s32 syscallno;
+	u32 unused2;
 };
 #define SYSCALL_ARG1(r) ((r)->orig_x0) /* regs[0] becomes the result */
 #define SYSCALL_ARG2(r) ((r)->regs[1])
@@ -42,6 +60,19 @@ struct pt_regs {
 #define COMPAT_ARG3(r) ((r)->regs[2])
 #define FUNCTION_ARG1(r) ((r)->regs[0])
 #define FUNCTION_RESULT(r) ((r)->regs[0])
+#define SYSCALL_NUMBER(r) ((r)->syscallno)
+#define SYSCALL_IS_COMPAT(r) (((r)->pstate & 0x10) != 0) /* PSR_MODE32_BIT */
+/* include/uapi/asm-generic/unistd.h */
+#define NR_CLOSE 57
+#define NR_ACCEPT 202
+#define NR_CONNECT 203
+#define NR_SENDTO 206
+#define NR_RECVFROM 207
+#define NR_SENDMSG 211
+#define NR_RECVMSG 212
+#define NR_ACCEPT4 242
+#define NR_RECVMMSG 243
+#define NR_SENDMMSG 269
 #else
 #error "hmebpf knows x86-64 and arm64"
 #endif

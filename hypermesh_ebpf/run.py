@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TextIO
 
 from hypermesh_ebpf.errors import HmebpfError, LossSeen
-from hypermesh_ebpf.metrics.sample import End, Sample
+from hypermesh_ebpf.metrics.sample import End, Loss, Sample
 from hypermesh_ebpf.monitors.declaration import Monitor, Options
 from hypermesh_ebpf.output.sink import OutputClosed, Sink, open_sink
 from hypermesh_ebpf.session import Opening, Session
@@ -209,8 +209,8 @@ class _Loop:
         self._sink.sample(self._last)
 
     def _end(self, reason: str) -> None:
-        session, last = self._session, self._last
-        loss = last.loss if last else session.read().loss
+        session = self._session
+        loss = self._last.loss if self._last else Loss(None, None, None)
         self._sink.end(End(time.time(), session.monitor.name, session.target, reason, loss))
 
     def _lost(self) -> str | None:

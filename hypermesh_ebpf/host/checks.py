@@ -5,55 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-from hypermesh_ebpf.errors import MissingBtf, MissingDependency, Unsupported, describe_errno
+from hypermesh_ebpf.errors import MissingBtf, MissingDependency, Unsupported
 from hypermesh_ebpf.host import (
     capabilities,
     dependencies,
     environment,
     filesystems,
-    interfaces,
     kernel,
     kernel_btf,
     security,
     trials,
 )
-from hypermesh_ebpf.host.hooks import Availability
-
-if TYPE_CHECKING:
-    from hypermesh_ebpf.monitors.declaration import Monitor
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at.
-
-    ``status`` is "ok", "warn" (works, with less), "fail" (something cannot work) or "info";
-    ``found`` what is there, None where it cannot be known; ``affects`` what depends on it;
-    ``remedy`` what to type where there is something to mend; ``probed`` how it was found out.
-    """
-
-    group: str
-    name: str
-    status: str
-    found: str | None
-    affects: str
-    probed: str
-    remedy: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "group": self.group,
-            "name": self.name,
-            "status": self.status,
-            "found": self.found,
-            "affects": self.affects,
-            "remedy": self.remedy,
-            "probed": self.probed,
-        }
+from hypermesh_ebpf.host.finding import Finding
 
 
 def check_kernel() -> list[Finding]:
@@ -91,7 +55,7 @@ def _check_bpf() -> list[Finding]:
     what = "every monitor"
     probed = "bpf(2): a program loaded, its machine code asked for"
     try:
-        program = trials.load_program(trials.KPROBE)
+        program = trials.load_program(trials.SOCKET_FILTER)
     except MissingDependency as error:
         return [
             Finding("kernel", "bpf(2)", "fail", None, what, probed, error.remedy),
@@ -101,7 +65,7 @@ def _check_bpf() -> list[Finding]:
         if error.errno == errno.ENOSYS:
             found, remedy = "not in this kernel", "boot a kernel with CONFIG_BPF_SYSCALL=y"
         else:
-            refused = security.refusal("load a program", error, ("CAP_BPF", "CAP_PERFMON"))
+            refused = security.refusal("load a program", error, ("CAP_BPF",))
             found, remedy = f"refused: {refused.cause}", refused.remedy or ""
         return [
             Finding("kernel", "bpf(2)", "fail", found, what, probed, remedy),
@@ -173,6 +137,7 @@ _FILESYSTEM_AFFECTS = {
     "debugfs": "the list of functions that kprobes may not touch",
     "bpf": "--pin: programs and maps that outlive the command",
 }
+_FIX = "`sudo hmebpf check-system --fix` mounts it (other tools may need it)"
 
 
 def check_filesystems() -> list[Finding]:
@@ -194,7 +159,10 @@ def _check_filesystem(fs: filesystems.Filesystem) -> Finding:
         # Only tracefs stands between a monitor and its work.
         status = "warn" if fs is filesystems.TRACEFS else "info"
         found = f"mounted at {point}, but closed to us" if point else f"not mounted; {error.cause}"
-        return Finding("file systems", name, status, found, affects, probed, error.remedy)
+        remedy = error.remedy
+        if fs is not filesystems.TRACEFS and error.errno == errno.EPERM:
+            remedy = _FIX
+        return Finding("file systems", name, status, found, affects, probed, remedy)
     if point:
         return Finding("file systems", name, "ok", f"mounted at {point}", affects, probed)
     return Finding(
@@ -204,7 +172,7 @@ def _check_filesystem(fs: filesystems.Filesystem) -> Finding:
         "not mounted; opened without a mount",
         affects,
         probed,
-        "`sudo hmebpf check-system --fix` mounts it (other tools may need it)",
+        _FIX,
     )
 
 
@@ -329,113 +297,3 @@ def check_tools() -> list[Finding]:
         Finding("tools", "BCC", status, found, "compiling C", "package and library found", remedy)
     )
     return findings
-
-
-# Which types hmebpf itself uses, and for what; lacking another one is only worth knowing.
-_USES = {
-    "program": {
-        "xdp": "XDP",
-        "sched_cls": "TC",
-        "kprobe": "kprobes and uprobes",
-        "tracepoint": "tracepoints",
-        "raw_tracepoint": "raw tracepoints",
-        "perf_event": "sampling",
-        "tracing": "fentry and fexit",
-        "lsm": "LSM hooks",
-        "cgroup_skb": "cgroup programs",
-    },
-    "map": {
-        "hash": "every monitor",
-        "array": "every monitor",
-        "percpu_hash": "per-CPU counters",
-        "percpu_array": "per-CPU counters",
-        "lru_hash": "tables that may overflow",
-        "lru_percpu_hash": "tables that may overflow",
-        "ringbuf": "event streams",
-        "stack_trace": "stack traces",
-        "prog_array": "chains of programs",
-    },
-}
-
-
-def check_types() -> list[Finding]:
-    """Every program type and map type that libbpf knows."""
-    findings = []
-    for kind, uses in _USES.items():
-        try:
-            types = trials.probe_types("prog" if kind == "program" else kind)
-        except MissingDependency:
-            continue  # already a finding of check_tools
-        for name, available in types.items():
-            findings.append(
-                Finding(
-                    f"{kind} types",
-                    name,
-                    "ok"
-                    if available
-                    else "warn"
-                    if available is False and name in uses
-                    else "info",
-                    {True: "available", False: "not available", None: None}[available],
-                    uses.get(name, "programs of your own"),
-                    f"libbpf_probe_bpf_{'prog' if kind == 'program' else kind}_type()",
-                )
-            )
-    return findings
-
-
-def check_interfaces() -> list[Finding]:
-    """XDP modes of every interface of this network namespace, nothing being attached."""
-    try:
-        found = interfaces.read_interfaces()
-    except OSError as error:
-        cause = describe_errno(error.errno or 0)
-        return [Finding("interfaces", "all", "warn", cause, "xdp", "rtnetlink dump")]
-    return [_check_interface(interface) for interface in found]
-
-
-def _check_interface(interface: interfaces.Interface) -> Finding:
-    modes = ["native"] if interface.native else []
-    modes += ["offload"] if interface.offload else []
-    words = f"XDP {', '.join([*modes, 'generic'])}"
-    driver = interface.driver or interface.kind
-    if interface.native is None:
-        since = interfaces.NATIVE_SINCE.get(driver or "")
-        hint = f" (its driver has it since {since[0]}.{since[1]})" if since else ""
-        words += f"; native unknown{hint}"
-    words += f"; {driver or 'driver unknown'}, {'up' if interface.up else 'down'}"
-    for attached in interface.attached:
-        words += f"; program {attached.prog_id} attached ({attached.mode})"
-    return Finding(
-        "interfaces",
-        interface.name,
-        "info" if interface.attached or interface.native is None else "ok",
-        words,
-        "native mode is the fastest; a driver may still ask for another MTU or fewer queues",
-        "rtnetlink IFLA_XDP; netdev family xdp-features (Linux 6.3), ethtool driver name",
-        f"see it: `bpftool prog show id {interface.attached[0].prog_id}`"
-        if interface.attached
-        else None,
-    )
-
-
-def check_hooks(
-    attach_types: Mapping[str, Availability], monitors: Iterable[Monitor]
-) -> list[Finding]:
-    """The attach types once more as findings, with the monitors that have a rung on each."""
-    users: dict[str, list[str]] = {}
-    for monitor in monitors:
-        for kind in {hook.kind for rung in monitor.rungs for hook in rung.hooks}:
-            users.setdefault(kind.replace("kretprobe", "kprobe"), []).append(monitor.name)
-    return [
-        Finding(
-            "hooks",
-            kind,
-            "ok" if found.available else "warn" if kind in users else "info",
-            "available" if found.available else found.reason,
-            ", ".join(users.get(kind, ())) or "programs of your own",
-            found.probed,
-            found.remedy,
-        )
-        for kind, found in attach_types.items()
-    ]

@@ -44,6 +44,10 @@ _RARE_FUNCTION = "bpf_fentry_test1"  # net/bpf/test_run.c: only BPF_PROG_TEST_RU
 _RARE_LSM_HOOK = "sb_pivotroot"
 _RARE_TRACEPOINT = "sched_process_exec"
 _OTHER_HOOK = "use a tracepoint or raw tracepoint instead"
+_OTHERWISE = {
+    **dict.fromkeys(("kprobe", "kretprobe", "fentry", "fexit"), _OTHER_HOOK),
+    "lsm": "boot a kernel that allows BPF LSM programs; to watch only, use a tracepoint",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,7 @@ def _loaded(
     try:
         fd = trials.load_program(prog_type, attach_type, btf_id)
     except OSError as error:
-        raise refusal(f"load a {kind} program", error, needs, _OTHER_HOOK) from error
+        raise refusal(f"load a {kind} program", error, needs, _OTHERWISE.get(kind)) from error
     with _descriptor(fd):
         yield fd
 
@@ -281,7 +285,9 @@ def _attach_by_btf(
         os.close(trials.load_program(prog_type, attach_type, 1))
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES):
-            raise refusal(f"load a {kind} program", error, _TRACING_NEEDS, _OTHER_HOOK) from error
+            raise refusal(
+                f"load a {kind} program", error, _TRACING_NEEDS, _OTHERWISE[kind]
+            ) from error
     for name in names:
         btf_id = kernel_btf.function_btf_id(name)
         if btf_id is not None:
@@ -298,7 +304,7 @@ def _attach_by_btf(
         except OSError as error:
             if error.errno == errno.EBUSY:
                 return name  # it can be done, and somebody is doing it just now
-            raise refusal(what, error, _TRACING_NEEDS, _OTHER_HOOK) from error
+            raise refusal(what, error, _TRACING_NEEDS, _OTHERWISE[kind]) from error
     return name
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hypermesh_ebpf.errors import MissingBtf, MissingPrivilege, Unsupported
 from hypermesh_ebpf.host import kernel_btf
-from hypermesh_ebpf.host.hooks import Availability, availability_of, probe_hook
+from hypermesh_ebpf.host.hooks import Availability, probe_hook
 
 if TYPE_CHECKING:
     from hypermesh_ebpf.monitors.declaration import Monitor, Rung
@@ -36,10 +36,12 @@ def probe_rung(rung: Rung) -> Availability:
     for hook in rung.hooks:
         found = probe_hook(hook.kind, hook.target)
         if not found.available and not hook.optional:
-            place = f"{hook.kind} {hook.target}".strip()
+            # Name the target only where it is what lacks, not the kind as such.
+            of_target = hook.target and probe_hook(hook.kind).available
+            place = f"{hook.kind} {hook.target}: " if of_target else ""
             return Availability(
                 False,
-                f"{place}: {found.reason}",
+                f"{place}{found.reason}",
                 found.remedy,
                 found.privilege,
                 found.probed,
@@ -49,7 +51,7 @@ def probe_rung(rung: Rung) -> Availability:
         try:
             kernel_btf.require_btf()
         except MissingBtf as error:
-            return availability_of(error, f"read {kernel_btf.btf_path()}")
+            return Availability(False, f"needs BTF: {error.cause}", error.remedy)
     return Availability(True)
 
 

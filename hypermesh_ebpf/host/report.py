@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hypermesh_ebpf.bpf.libbpf import libbpf
-from hypermesh_ebpf.errors import MissingDependency, Unsupported
-from hypermesh_ebpf.host import checks, dependencies, kernel
-from hypermesh_ebpf.host.checks import Finding
+from hypermesh_ebpf.errors import MissingDependency, MissingPrivilege, Unsupported
+from hypermesh_ebpf.host import checks, dependencies, kernel, surveys
+from hypermesh_ebpf.host.finding import Finding
 from hypermesh_ebpf.host.hooks import Availability, probe_hook
 from hypermesh_ebpf.host.ladder import choose_rung
 from hypermesh_ebpf.metrics.sample import Degraded
@@ -33,7 +33,10 @@ ATTACH_TYPES = (
 
 @dataclass(frozen=True, slots=True)
 class MonitorVerdict:
-    """Whether a monitor runs here: on which rung, what that one loses, or why not at all."""
+    """Whether a monitor runs here: on which rung, what that one loses, or why not at all.
+
+    ``privilege`` is True when it would run with more privileges.
+    """
 
     name: str
     runs: bool
@@ -41,6 +44,7 @@ class MonitorVerdict:
     degraded: Degraded | None = None
     reason: str | None = None
     remedy: str | None = None
+    privilege: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -106,7 +110,11 @@ def verdict(monitor: Monitor) -> MonitorVerdict:
         choice = choose_rung(monitor)
     except (Unsupported, MissingDependency) as error:
         return MonitorVerdict(
-            monitor.name, False, reason=error.cause or error.what, remedy=error.remedy
+            monitor.name,
+            False,
+            reason=error.cause or error.what,
+            remedy=error.remedy,
+            privilege=isinstance(error, MissingPrivilege),
         )
     if not choice.index:
         return MonitorVerdict(monitor.name, True, choice.rung.name)
@@ -124,9 +132,9 @@ def examine(monitors: Iterable[Monitor]) -> Report:
         *checks.check_filesystems(),
         *checks.check_privileges(),
         *checks.check_tools(),
-        *checks.check_types(),
-        *checks.check_interfaces(),
-        *checks.check_hooks(attach_types, monitors),
+        *surveys.check_types(),
+        *surveys.check_interfaces(),
+        *surveys.check_hooks(attach_types, monitors),
     ]
     return Report(
         kernel.read_kernel_release(),

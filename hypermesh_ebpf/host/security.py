@@ -129,11 +129,9 @@ def refusal(
             "run the container with `--security-opt seccomp=unconfined`",
             errno=number,
         )
-    level = lockdown()
-    locked = f" (lockdown: {level})" if level not in (None, "none") else ""
     return Unsupported(
         what,
-        f"{cause} with {' and '.join(needs) or 'privileges'} held: the kernel refuses it{locked}",
+        f"{cause} with {' and '.join(needs) or 'privileges'} held: the kernel itself refuses it",
         otherwise,
         errno=number,
     )

@@ -8,6 +8,7 @@ from functools import lru_cache
 from hypermesh_ebpf.errors import Unsupported
 from hypermesh_ebpf.host import architecture, filesystems
 
+_KALLSYMS = "/proc/kallsyms"
 _CHUNK = 1 << 16
 
 
@@ -23,7 +24,7 @@ def find_function(*candidates: str) -> str | None:
     seen: set[str] = set()
     tail = b"\n"
     try:
-        with open("/proc/kallsyms", "rb", buffering=0) as file:
+        with open(_KALLSYMS, "rb", buffering=0) as file:
             while chunk := file.read(_CHUNK):
                 text = tail + chunk
                 for name, needle in wanted.items():
@@ -52,7 +53,7 @@ def find_variants(name: str) -> list[str]:
     """What the compiler made of function ``name`` instead: "name.isra.0", "name.constprop.0"."""
     needle = f" {name}.".encode()
     try:
-        with open("/proc/kallsyms", "rb") as file:
+        with open(_KALLSYMS, "rb") as file:
             lines = [line for line in file if needle in line]
     except OSError:
         return []

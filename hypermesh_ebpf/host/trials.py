@@ -18,6 +18,7 @@ from hypermesh_ebpf.host import architecture, capabilities
 from hypermesh_ebpf.host.kernel import read_kernel_release
 
 # enum bpf_prog_type and bpf_attach_type of include/uapi/linux/bpf.h
+SOCKET_FILTER = 1
 KPROBE, SCHED_CLS, TRACEPOINT, XDP, PERF_EVENT, CGROUP_SKB, RAW_TRACEPOINT = 2, 3, 5, 6, 7, 8, 17
 TRACING, LSM = 26, 29
 TRACE_FENTRY, TRACE_FEXIT, LSM_MAC = 24, 25, 27

@@ -17,7 +17,7 @@ from hypermesh_ebpf.output.draw import printable
 from hypermesh_ebpf.output.grid import Line, cells
 
 if TYPE_CHECKING:
-    from hypermesh_ebpf.host.checks import Finding
+    from hypermesh_ebpf.host.finding import Finding
     from hypermesh_ebpf.host.hooks import Availability
     from hypermesh_ebpf.host.report import MonitorVerdict, Report
 
@@ -43,6 +43,7 @@ class _Page:
         )
         self._indent = 2 + len(self._signs["ok"]) + 1
         self._arrow = "-> " if width is None or ascii else "→ "
+        self._said: set[str] = set()
 
     def heading(self, text: str) -> None:
         if self.lines:
@@ -59,13 +60,21 @@ class _Page:
         self.lines.append([("  ", ""), (sign, style), (f" {padded} ", ""), (words[0], text_style)])
         self.lines += [[(" " * start, ""), (word, text_style)] for word in words[1:]]
 
-    def note(self, text: str, style: str = "dim", arrow: bool = False) -> None:
-        """Something under a row: what it affects, what was probed, or (``arrow``) what to type."""
-        lead = self._arrow if arrow else ""
+    def note(self, text: str, style: str = "dim") -> None:
+        """Something under a row: what it affects, or what was probed."""
+        self._under(text, style, "")
+
+    def _under(self, text: str, style: str, lead: str) -> None:
         start = self._indent + (2 if self._width is not None and self._width < 72 else _NAME + 1)
         words = self._wrap(text, start + len(lead))
         self.lines.append([(" " * start + lead, style), (words[0], style)])
         self.lines += [[(" " * (start + len(lead)), ""), (word, style)] for word in words[1:]]
+
+    def remedy(self, text: str, again: bool = False) -> None:
+        """What to type; something said before is not said once more unless ``again``."""
+        if again or text not in self._said:
+            self._said.add(text)
+            self._under(text, "rate", self._arrow)
 
     def text(self, text: str, style: str) -> None:
         self.lines.append([])
@@ -99,19 +108,24 @@ def draw_report(report: Report, *, width: int | None, ascii: bool, verbose: int)
 def _draw_findings(page: _Page, findings: Sequence[Finding]) -> None:
     for finding, following in zip(findings, [*findings[1:], None], strict=True):
         page.row(finding.status, finding.name, finding.found)
-        if page.verbose or finding.status in ("warn", "fail"):
+        # What several in a row share - probe, remedy - is said once, under the last of them.
+        said = page.verbose and following is not None and following.affects == finding.affects
+        if not said and (page.verbose or finding.status in ("warn", "fail")):
             page.note(f"affects: {finding.affects}")
-        if page.verbose:
+        if page.verbose and (following is None or following.probed != finding.probed):
             page.note(f"probed: {finding.probed}")
-        # Several in a row with one remedy, such as sudo: said once, under the last of them.
         if finding.remedy and (following is None or following.remedy != finding.remedy):
-            page.note(finding.remedy, "rate", arrow=True)
+            page.remedy(finding.remedy)
 
 
 def _draw_types(page: _Page, findings: Sequence[Finding]) -> None:
     """Some thirty types on one line, and only those that lack by name."""
     if page.verbose:
-        _draw_findings(page, findings)
+        for finding in findings:
+            use = f" (for {finding.affects})" if finding.status == "warn" else ""
+            found = finding.found + use if finding.found else None
+            page.row(finding.status, finding.name, found)
+        page.note(f"probed: {findings[0].probed}")
         return
     there = [finding for finding in findings if finding.status == "ok"]
     unknown = [finding for finding in findings if finding.found is None]
@@ -158,10 +172,10 @@ def _draw_attach_types(page: _Page, report: Report) -> None:
         affects = sorted({name for kind in kinds for name in used[kind].affects.split(", ")})
         page.note(f"affects: {', '.join(affects)}")
         if found.remedy:
-            page.note(found.remedy, "rate", arrow=True)
+            page.remedy(found.remedy)
     if page.verbose:
         for kind, found in report.attach_types.items():
-            page.note(f"{kind}: probed: {found.probed}")
+            page.note(f"probed {kind}: {found.probed}")
 
 
 def _alike(attach_types: dict[str, Availability]) -> Iterator[list[tuple[str, Availability]]]:
@@ -189,24 +203,23 @@ def _draw_monitors(page: _Page, monitors: Sequence[MonitorVerdict]) -> None:
             page.note(f"lost: {', '.join(lower.lost) or 'nothing but speed'}", "warn")
             page.note(f"because {lower.reason}")
     for remedy in remedies:
-        page.note(remedy, "rate", arrow=True)
+        page.remedy(remedy, again=True)
     page.text(*_summarise(monitors))
 
 
 def _summarise(monitors: Iterable[MonitorVerdict]) -> tuple[str, str]:
     verdicts = list(monitors)
-    lower = sum(verdict.degraded is not None for verdict in verdicts)
-    cannot = sum(not verdict.runs for verdict in verdicts)
+    number = f"All {len(verdicts)} monitors run here"
+    cannot = [verdict for verdict in verdicts if not verdict.runs]
     if cannot:
-        what = (
-            "No monitor runs"
-            if cannot == len(verdicts)
-            else f"{cannot} of {len(verdicts)} cannot run"
-        )
-        return f"{what} here.", "bad"
+        where = "with these privileges" if all(v.privilege for v in cannot) else "here"
+        if len(cannot) == len(verdicts):
+            return f"No monitor runs {where}.", "bad"
+        return f"{len(cannot)} of {len(verdicts)} monitors cannot run {where}.", "bad"
+    lower = sum(verdict.degraded is not None for verdict in verdicts)
     if lower:
-        return f"All {len(verdicts)} monitors run here, {lower} of them degraded.", "warn"
-    return f"All {len(verdicts)} monitors run here.", "good"
+        return f"{number}, {lower} of them degraded.", "warn"
+    return f"{number}.", "good"
 
 
 def show_report(report: Report, output: str, stream: TextIO, verbose: int = 0) -> None:

@@ -78,6 +78,8 @@ def test_no_number_is_wider_than_eleven_cells():
     for kind in ("count", "bytes", "rate", "byte_rate", "ns"):
         for power in range(64):
             for value in (2**power - 1, 2**power, 2**power * 0.9999, 10 ** (power % 20)):
+                if kind == "ns" and value > 10**17:  # three years
+                    continue
                 assert len(draw.format_value(kind, value)) <= 11, (kind, value)
 
 
