@@ -29,7 +29,7 @@ struct pt_regs {
 /* Of a system call that is under way: its number, and whether a 32-bit program made it, whose numbers
  * and structures are others (__USER32_CS, arch/x86/include/asm/segment.h). */
 #define SYSCALL_NUMBER(regs) ((regs)->orig_ax)
-#define SYSCALL_IS_COMPAT(regs) ((regs)->cs == 0x23)
+#define SYSCALL_IS_COMPAT(regs) ((u16)(regs)->cs == 0x23)
 /* arch/x86/entry/syscalls/syscall_64.tbl */
 #define NR_CLOSE 3
 #define NR_CONNECT 42

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hypermesh_ebpf.errors import MissingBtf, Unsupported
-from hypermesh_ebpf.host import environment, hooks, kernel_btf, symbols
+from hypermesh_ebpf.host import environment, hooks, kernel_btf, symbols, trials
 from hypermesh_ebpf.host.hooks import KINDS, probe_hook
 from hypermesh_ebpf.host.symbols import find_function, resolve_syscall_function
 
@@ -107,7 +107,7 @@ def test_every_answer_of_no_has_reason_and_remedy() -> None:
 def test_kernel_without_kprobes_or_uprobes_is_told_by_its_event_sources(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(hooks.trials, "event_source", lambda name: None)
+    monkeypatch.setattr(trials, "event_source", lambda name: None)
     monkeypatch.setattr(hooks, "_has_kprobe_events", lambda: False)
     probe_hook.cache_clear()
     try:
@@ -122,7 +122,7 @@ def test_kernel_without_kprobes_or_uprobes_is_told_by_its_event_sources(
 
 def test_files_of_an_image_do_not_make_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
     """/.dockerenv is in many a machine image; namespaces tell."""
-    monkeypatch.setattr(environment.os.path, "exists", lambda path: path == "/.dockerenv")
+    monkeypatch.setattr(os.path, "exists", lambda path: path == "/.dockerenv")
     monkeypatch.setattr(environment, "_read", lambda path: "")
     monkeypatch.delenv("container", raising=False)
     monkeypatch.setattr(environment, "own_namespaces", lambda: ())

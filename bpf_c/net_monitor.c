@@ -1,0 +1,599 @@
+/* net-monitor: socket calls by process - connect, accept, send, receive, close - with bytes, errors
+ * and latency.
+ *
+ * One of these is compiled, by the rung of the ladder that was taken:
+ *   RUNG_TRACEPOINT      tracepoints syscalls:sys_enter_X and sys_exit_X, two for each system call
+ *   RUNG_FENTRY          fentry and fexit on the system calls' functions
+ *   RUNG_RAW_TRACEPOINT  raw tracepoints sys_enter and sys_exit, which every system call runs through
+ * WITH_BTF adds what needs the kernel's structures: which descriptors are sockets, and so close; the
+ * process's own name; both ends of a connection.
+ *
+ * A call is noted on entry, under the thread that makes it, and counted on return.  docs/net-monitor.md
+ * gives the cost of each rung.  System calls of 32-bit programs are not counted on any. */
+#include "hmebpf.h"
+
+#define COMM_SIZE 16
+#define SLOTS 32     /* of latencies: slot n counts 2^(n+7) to 2^(n+8)-1 ns, the first and last are open */
+#define FIRST_SLOT 7 /* a system call of less than 128 ns would be news */
+#define MAX_MESSAGES 1024 /* UIO_MAXIOV: the most that sendmmsg(2) takes at a time */
+#ifndef ROWS
+#define ROWS 4096
+#endif
+
+/* include/linux/socket.h */
+#define AF_UNIX 1
+#define AF_INET 2
+#define AF_INET6 10
+#define MSG_PEEK 0x2
+#define MSG_ERRQUEUE 0x2000
+
+#define S_IFMT 0170000
+#define S_IFSOCK 0140000
+#define FMODE_PATH (1 << 14) /* opened with O_PATH: a name, and no socket */
+
+enum call { CONNECT, ACCEPT, SEND, RECV, CLOSE, CALLS };
+
+enum rows_by { BY_PROCESS, BY_COMM, BY_CALL };
+
+enum count { LOST, INFLIGHT_FULL, ROWS_FULL, ERRNOS_FULL, BYTES_UNKNOWN, COUNTS };
+
+/* What the user asked for. */
+struct choices {
+	char comm[COMM_SIZE];
+	u32 pid;
+	u32 uid;
+	u8 by_pid;
+	u8 by_uid;
+	u8 by_comm;
+	u8 rows_by;
+	u8 events;
+};
+
+/* A call that has not returned yet. */
+struct underway {
+	u64 start_ns;
+	u64 at;     /* in user space: the socket's address, or the array of messages */
+	u64 length; /* of that address; where accept wants its length */
+	u32 fd;
+	u8 call;
+	u8 bytes_are_news; /* not those that a peek or the error queue shows again */
+};
+
+struct process {
+	u32 pid;
+	u32 call;
+	char comm[COMM_SIZE];
+};
+
+struct failure {
+	u32 pid;
+	u16 call;
+	u16 number;
+	char comm[COMM_SIZE];
+};
+
+struct counter {
+	u64 calls;
+	u64 errors;
+	u64 bytes;
+	u64 ns;
+	u64 slots[SLOTS];
+};
+
+#define ADDRESS_SIZE 108 /* sun_path, the longest of them */
+#define NO_FAMILY 0xFFFF
+
+/* One end of a connection: 4 or 16 bytes, or a path as in sockaddr_un; no length where unknown. */
+struct end {
+	u16 port; /* host byte order */
+	u16 length;
+	char address[ADDRESS_SIZE];
+};
+
+struct event {
+	u64 end_ns;
+	u64 latency_ns;
+	s32 ret;
+	u32 pid;
+	u32 uid;
+	u16 family;
+	u16 call;
+	char comm[COMM_SIZE];
+	struct end peer;
+	struct end local;
+};
+
+BPF_ARRAY(settings, struct choices, 1);
+BPF_PERCPU_ARRAY(counts, u64, COUNTS);
+BPF_PERCPU_ARRAY(calls, struct counter, CALLS);
+/* All made in advance: before Linux 6.1 a tracing program must not allocate. */
+BPF_TABLE("percpu_hash", struct process, struct counter, rows, ROWS);
+BPF_TABLE("percpu_hash", struct failure, u64, failures, ROWS);
+BPF_TABLE("hash", u64, struct underway, inflight, 16384);
+BPF_RINGBUF_OUTPUT(events, 256); /* pages: 1 MiB, some 3,000 events */
+
+static __always_inline void count(u32 which)
+{
+	u64 *number = counts.lookup(&which);
+	if (number)
+		(*number)++;
+}
+
+/* The process's name, as ps shows it; without BTF the calling thread's own. */
+static __always_inline void read_comm(char *comm)
+{
+#ifdef WITH_BTF
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task(), *leader = NULL;
+	bpf_probe_read_kernel(&leader, sizeof(leader), &task->group_leader);
+	bpf_probe_read_kernel(comm, COMM_SIZE, &leader->comm);
+#else
+	bpf_get_current_comm(comm, COMM_SIZE);
+#endif
+}
+
+/* Is this process one the user asked for?  Decided before any work is done. */
+static __always_inline bool wanted(struct choices *choices)
+{
+	if (choices->by_pid && choices->pid != bpf_get_current_pid_tgid() >> 32)
+		return false;
+	if (choices->by_uid && choices->uid != (u32)bpf_get_current_uid_gid())
+		return false;
+	if (choices->by_comm) {
+		u64 comm[2] = {};
+		read_comm((char *)comm);
+		u64 *asked = (u64 *)choices->comm;
+		if (comm[0] != asked[0] || comm[1] != asked[1])
+			return false;
+	}
+	return true;
+}
+
+#ifdef WITH_BTF
+/* The file behind a descriptor of the current process. */
+static __always_inline struct file *find_file(u32 fd)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct files_struct *files = NULL;
+	struct fdtable *table = NULL;
+	struct file **slots = NULL, *file = NULL;
+	u32 size = 0;
+	bpf_probe_read_kernel(&files, sizeof(files), &task->files);
+	bpf_probe_read_kernel(&table, sizeof(table), &files->fdt);
+	bpf_probe_read_kernel(&size, sizeof(size), &table->max_fds);
+	bpf_probe_read_kernel(&slots, sizeof(slots), &table->fd);
+	if (fd < size)
+		bpf_probe_read_kernel(&file, sizeof(file), slots + fd);
+	return file;
+}
+
+static __always_inline bool is_socket(struct file *file)
+{
+	struct inode *inode = NULL;
+	u16 mode = 0;
+	u32 open_mode = 0;
+	if (!file)
+		return false;
+	bpf_probe_read_kernel(&inode, sizeof(inode), &file->f_inode);
+	bpf_probe_read_kernel(&mode, sizeof(mode), &inode->i_mode);
+	if ((mode & S_IFMT) != S_IFSOCK)
+		return false;
+	bpf_probe_read_kernel(&open_mode, sizeof(open_mode), &file->f_mode);
+	return !(open_mode & FMODE_PATH);
+}
+#endif
+
+/* ---- entry ------------------------------------------------------------------------------------ */
+
+static __always_inline int enter(u32 call, u64 fd, u64 at, u64 length, u64 flags)
+{
+	u32 zero = 0;
+	struct choices *choices = settings.lookup(&zero);
+	if (!choices || !wanted(choices))
+		return 0;
+#ifdef WITH_BTF
+	if (call == CLOSE && !is_socket(find_file(fd)))
+		return 0;
+#endif
+	struct underway underway = {};
+	underway.at = at;
+	underway.length = length;
+	underway.fd = fd;
+	underway.call = call;
+	underway.bytes_are_news = !(flags & (MSG_PEEK | MSG_ERRQUEUE));
+	u64 thread = bpf_get_current_pid_tgid();
+	underway.start_ns = bpf_ktime_get_ns();
+	if (inflight.update(&thread, &underway))
+		count(INFLIGHT_FULL);
+	return 0;
+}
+
+/* ---- events ----------------------------------------------------------------------------------- */
+
+/* An address as the caller passed it, or as the kernel has written it for accept. */
+static __always_inline void read_sockaddr(struct event *event, u64 at, u64 length)
+{
+	u16 family = NO_FAMILY, port = 0;
+	if (length < sizeof(family) || bpf_probe_read_user(&family, sizeof(family), (void *)at))
+		return;
+	event->family = family;
+	if (family == AF_UNIX) {
+		length -= sizeof(family);
+		if (length > ADDRESS_SIZE)
+			length = ADDRESS_SIZE;
+		if (!bpf_probe_read_user(event->peer.address, length, (void *)at + 2))
+			event->peer.length = length;
+		return;
+	}
+	if ((family != AF_INET || length < 8) && (family != AF_INET6 || length < 24))
+		return;
+	bpf_probe_read_user(&port, sizeof(port), (void *)at + 2);
+	event->peer.port = from_be16(port);
+	if (family == AF_INET && !bpf_probe_read_user(event->peer.address, 4, (void *)at + 4))
+		event->peer.length = 4;
+	if (family == AF_INET6 && !bpf_probe_read_user(event->peer.address, 16, (void *)at + 8))
+		event->peer.length = 16;
+}
+
+#ifdef WITH_BTF
+static __always_inline void read_unix_end(struct end *end, struct unix_sock *unix_sock)
+{
+	struct unix_address *addr = NULL;
+	s32 len = 0;
+	bpf_probe_read_kernel(&addr, sizeof(addr), &unix_sock->addr);
+	if (!addr)
+		return; /* it was never bound */
+	bpf_probe_read_kernel(&len, sizeof(len), &addr->len);
+	u64 length = (u32)len - 2; /* sun_family */
+	if (length > ADDRESS_SIZE)
+		return;
+	if (!bpf_probe_read_kernel(end->address, length, (void *)(addr + 1) + 2))
+		end->length = length;
+}
+
+/* Both ends as the socket itself has them; only its own where it is listening. */
+static __always_inline void read_socket(struct event *event, u32 fd, bool read_peer)
+{
+	struct file *file = find_file(fd);
+	struct socket *socket = NULL;
+	struct sock *sk = NULL;
+	u16 family = 0, port = 0;
+	if (!is_socket(file))
+		return;
+	bpf_probe_read_kernel(&socket, sizeof(socket), &file->private_data);
+	bpf_probe_read_kernel(&sk, sizeof(sk), &socket->sk);
+	if (!sk)
+		return;
+	bpf_probe_read_kernel(&family, sizeof(family), &sk->__sk_common.skc_family);
+	if (event->family == NO_FAMILY)
+		event->family = family;
+	if (family == AF_UNIX) {
+		struct unix_sock *unix_sock = (struct unix_sock *)sk;
+		struct sock *peer = NULL;
+		read_unix_end(&event->local, unix_sock);
+		bpf_probe_read_kernel(&peer, sizeof(peer), &unix_sock->peer);
+		if (peer && read_peer)
+			read_unix_end(&event->peer, (struct unix_sock *)peer);
+		return;
+	}
+	if (family != AF_INET && family != AF_INET6)
+		return;
+	bpf_probe_read_kernel(&event->local.port, sizeof(u16), &sk->__sk_common.skc_num);
+	if (read_peer) {
+		bpf_probe_read_kernel(&port, sizeof(port), &sk->__sk_common.skc_dport);
+		event->peer.port = from_be16(port);
+	}
+	struct sock_common *common = &sk->__sk_common;
+	if (family == AF_INET) {
+		event->local.length = 4;
+		bpf_probe_read_kernel(event->local.address, 4, &common->skc_rcv_saddr);
+		if (read_peer) {
+			event->peer.length = 4;
+			bpf_probe_read_kernel(event->peer.address, 4, &common->skc_daddr);
+		}
+	} else {
+		event->local.length = 16;
+		bpf_probe_read_kernel(event->local.address, 16, &common->skc_v6_rcv_saddr);
+		if (read_peer) {
+			event->peer.length = 16;
+			bpf_probe_read_kernel(event->peer.address, 16, &common->skc_v6_daddr);
+		}
+	}
+}
+#endif
+
+static __always_inline void
+report(struct underway *underway, struct process *process, s64 ret, u64 end_ns)
+{
+	struct event *event = events.ringbuf_reserve(sizeof(struct event));
+	if (!event) {
+		count(LOST);
+		return;
+	}
+	event->end_ns = end_ns;
+	event->latency_ns = end_ns - underway->start_ns;
+	event->ret = ret;
+	event->pid = bpf_get_current_pid_tgid() >> 32;
+	event->uid = bpf_get_current_uid_gid();
+	event->call = underway->call;
+	event->family = NO_FAMILY;
+	__builtin_memcpy(event->comm, process->comm, COMM_SIZE);
+	event->peer.port = event->peer.length = 0;
+	event->local.port = event->local.length = 0;
+	if (underway->call == CONNECT) {
+		read_sockaddr(event, underway->at, underway->length);
+#ifdef WITH_BTF
+		read_socket(event, underway->fd, false);
+	} else if (ret < 0) {
+		read_socket(event, underway->fd, false);
+	} else {
+		read_socket(event, ret, true);
+#else
+	} else if (ret >= 0 && underway->at) {
+		u32 length = 0;
+		bpf_probe_read_user(&length, sizeof(length), (void *)underway->length);
+		read_sockaddr(event, underway->at, length);
+#endif
+	}
+	events.ringbuf_submit(event, 0);
+}
+
+/* ---- return ----------------------------------------------------------------------------------- */
+
+/* How many bytes the messages had that sendmmsg or recvmmsg handled; struct mmsghdr has 64 bytes. */
+static __always_inline u64 sum_messages(u64 at, s64 number)
+{
+	u64 sum = 0;
+	for (u32 i = 0; i < MAX_MESSAGES; i++) {
+		u32 length = 0;
+		if (i >= number)
+			return sum;
+		if (bpf_probe_read_user(&length, sizeof(length), (void *)(at + i * 64 + 56)))
+			break;
+		sum += length;
+	}
+	if (number > MAX_MESSAGES)
+		count(BYTES_UNKNOWN);
+	return sum;
+}
+
+static __always_inline void add(struct counter *counter, bool failed, u64 bytes, u64 ns)
+{
+	u32 slot = log2_of(ns);
+	slot = slot < FIRST_SLOT ? 0 : slot - FIRST_SLOT;
+	if (slot >= SLOTS)
+		slot = SLOTS - 1;
+	counter->calls++;
+	counter->errors += failed;
+	counter->bytes += bytes;
+	counter->ns += ns;
+	counter->slots[slot]++;
+}
+
+static __always_inline void add_to_row(struct process *process, bool failed, u64 bytes, u64 ns)
+{
+	struct counter *row = rows.lookup(process);
+	if (!row) {
+		struct counter zero = {};
+		row = rows.lookup_or_try_init(process, &zero);
+		if (!row) {
+			count(ROWS_FULL);
+			return;
+		}
+	}
+	add(row, failed, bytes, ns);
+}
+
+static __always_inline void add_failure(struct process *process, u32 number)
+{
+	struct failure failure = {};
+	u64 zero = 0;
+	failure.pid = process->pid;
+	failure.call = process->call;
+	failure.number = number;
+	__builtin_memcpy(failure.comm, process->comm, COMM_SIZE);
+	u64 *times = failures.lookup_or_try_init(&failure, &zero);
+	if (times)
+		(*times)++;
+	else
+		count(ERRNOS_FULL);
+}
+
+static __always_inline int leave(s64 ret, bool many)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	struct underway *underway = inflight.lookup(&thread);
+	if (!underway)
+		return 0;
+	u64 end_ns = bpf_ktime_get_ns();
+	u64 ns = end_ns - underway->start_ns;
+	u64 bytes = 0;
+	bool failed = ret < 0;
+	u32 zero = 0, call = underway->call;
+	struct choices *choices = settings.lookup(&zero);
+	struct counter *counter = calls.lookup(&call);
+	struct process process = {};
+
+	if (!choices || !counter)
+		return 0;
+	if ((call == SEND || call == RECV) && ret > 0 && underway->bytes_are_news)
+		bytes = many ? sum_messages(underway->at, ret) : ret;
+	add(counter, failed, bytes, ns);
+
+	process.call = call;
+	if (choices->rows_by != BY_CALL || choices->events)
+		read_comm(process.comm);
+	if (choices->events && (call == CONNECT || call == ACCEPT))
+		report(underway, &process, ret, end_ns);
+	inflight.delete(&thread);
+
+	if (choices->rows_by == BY_PROCESS)
+		process.pid = thread >> 32;
+	if (choices->rows_by == BY_CALL)
+		__builtin_memset(process.comm, 0, COMM_SIZE);
+	else
+		add_to_row(&process, failed, bytes, ns);
+	if (failed)
+		add_failure(&process, -ret);
+	return 0;
+}
+
+/* ---- the rungs: thin programs around enter() and leave() ---------------------------------------- */
+
+#ifdef RUNG_TRACEPOINT
+typedef struct sys_enter entry;
+typedef struct sys_exit result;
+#define argument(n) ctx->args[n - 1]
+#define read_arguments()
+#define returned() ctx->ret
+#else
+/* From the registers with which user space made the call, copied out of the kernel. */
+#define argument(n) SYSCALL_ARG##n(&user)
+#define read_arguments() \
+	struct pt_regs user; \
+	if (bpf_probe_read_kernel(&user, sizeof(user), (void *)ctx_registers) || \
+	    SYSCALL_IS_COMPAT(&user)) \
+		return 0
+#endif
+#ifdef RUNG_FENTRY
+typedef u64 entry, result; /* the registers; the registers and the result */
+#define ctx_registers ctx[0]
+#define returned() (s64) ctx[1]
+#endif
+#ifdef RUNG_RAW_TRACEPOINT
+typedef struct bpf_raw_tracepoint_args entry, result; /* sys_enter(registers, number), sys_exit(registers, result) */
+#define ctx_registers ctx->args[0]
+#define returned() ctx->args[1]
+#endif
+
+/* What each system call gives to enter(). */
+#define CONNECT_ARGS CONNECT, argument(1), argument(2), (u32)argument(3), 0
+#define ACCEPT_ARGS ACCEPT, argument(1), argument(2), argument(3), 0 /* and accept4 */
+#define SEND_ARGS SEND, argument(1), 0, 0, 0 /* sendto and sendmsg */
+#define SENDMMSG_ARGS SEND, argument(1), argument(2), 0, 0
+#define RECVFROM_ARGS RECV, argument(1), 0, 0, argument(4)
+#define RECVMSG_ARGS RECV, argument(1), 0, 0, argument(3)
+#define RECVMMSG_ARGS RECV, argument(1), argument(2), 0, argument(4)
+#define CLOSE_ARGS CLOSE, argument(1), 0, 0, 0
+
+#ifndef RUNG_RAW_TRACEPOINT
+
+int begin_connect(entry *ctx)
+{
+	read_arguments();
+	return enter(CONNECT_ARGS);
+}
+
+int begin_accept(entry *ctx)
+{
+	read_arguments();
+	return enter(ACCEPT_ARGS);
+}
+
+int begin_send(entry *ctx)
+{
+	read_arguments();
+	return enter(SEND_ARGS);
+}
+
+int begin_sendmmsg(entry *ctx)
+{
+	read_arguments();
+	return enter(SENDMMSG_ARGS);
+}
+
+int begin_recvfrom(entry *ctx)
+{
+	read_arguments();
+	return enter(RECVFROM_ARGS);
+}
+
+int begin_recvmsg(entry *ctx)
+{
+	read_arguments();
+	return enter(RECVMSG_ARGS);
+}
+
+int begin_recvmmsg(entry *ctx)
+{
+	read_arguments();
+	return enter(RECVMMSG_ARGS);
+}
+
+#ifdef WITH_BTF
+int begin_close(entry *ctx)
+{
+	read_arguments();
+	return enter(CLOSE_ARGS);
+}
+#endif
+
+int end_call(result *ctx)
+{
+	return leave(returned(), false);
+}
+
+int end_messages(result *ctx)
+{
+	return leave(returned(), true);
+}
+
+#else
+
+static __always_inline bool is_watched(u64 number)
+{
+	switch (number) {
+#ifdef WITH_BTF
+	case NR_CLOSE:
+#endif
+	case NR_CONNECT:
+	case NR_ACCEPT:
+	case NR_ACCEPT4:
+	case NR_SENDTO:
+	case NR_SENDMSG:
+	case NR_SENDMMSG:
+	case NR_RECVFROM:
+	case NR_RECVMSG:
+	case NR_RECVMMSG:
+		return true;
+	}
+	return false;
+}
+
+int begin_any(entry *ctx)
+{
+	u64 number = ctx->args[1];
+	if (!is_watched(number))
+		return 0;
+	read_arguments();
+	switch (number) {
+	case NR_CONNECT:
+		return enter(CONNECT_ARGS);
+	case NR_ACCEPT:
+	case NR_ACCEPT4:
+		return enter(ACCEPT_ARGS);
+	case NR_SENDTO:
+	case NR_SENDMSG:
+		return enter(SEND_ARGS);
+	case NR_SENDMMSG:
+		return enter(SENDMMSG_ARGS);
+	case NR_RECVFROM:
+		return enter(RECVFROM_ARGS);
+	case NR_RECVMSG:
+		return enter(RECVMSG_ARGS);
+	case NR_RECVMMSG:
+		return enter(RECVMMSG_ARGS);
+	}
+	return enter(CLOSE_ARGS);
+}
+
+int end_any(result *ctx)
+{
+	struct pt_regs *user = (struct pt_regs *)ctx->args[0];
+	u64 number = 0;
+	bpf_probe_read_kernel(&number, sizeof(SYSCALL_NUMBER(user)), &SYSCALL_NUMBER(user));
+	if (!is_watched(number))
+		return 0;
+	return leave(returned(), number == NR_SENDMMSG || number == NR_RECVMMSG);
+}
+
+#endif
