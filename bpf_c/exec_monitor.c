@@ -334,24 +334,33 @@ int leave_exec(struct pt_regs *ctx)
 #endif
 
 #ifdef RUNG_FENTRY
+/* The function's argument.  Not ctx[0]: where the kernel's BTF has pt_regs as a forward declaration
+ * only (__x64_sys_execveat in Debian's 5.10), the verifier refuses to load that. */
+static __always_inline struct pt_regs *argument_of(u64 *ctx)
+{
+	struct pt_regs *user = NULL;
+	bpf_probe_read_kernel(&user, sizeof(user), ctx);
+	return user;
+}
+
 int enter_execve(u64 *ctx)
 {
-	return enter_native(EXECVE, (struct pt_regs *)ctx[0]);
+	return enter_native(EXECVE, argument_of(ctx));
 }
 
 int enter_execveat(u64 *ctx)
 {
-	return enter_native(EXECVEAT, (struct pt_regs *)ctx[0]);
+	return enter_native(EXECVEAT, argument_of(ctx));
 }
 
 int enter_compat_execve(u64 *ctx)
 {
-	return enter_compat(EXECVE, (struct pt_regs *)ctx[0]);
+	return enter_compat(EXECVE, argument_of(ctx));
 }
 
 int enter_compat_execveat(u64 *ctx)
 {
-	return enter_compat(EXECVEAT, (struct pt_regs *)ctx[0]);
+	return enter_compat(EXECVEAT, argument_of(ctx));
 }
 
 /* One argument, then the result. */

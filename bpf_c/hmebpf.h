@@ -171,15 +171,15 @@ struct ports {
 #define offsetof(type, member) __builtin_offsetof(type, member)
 #define min_of(a, b) ((a) < (b) ? (a) : (b))
 
-/* Position of the highest set bit, 0 for 0 and 1: log2 rounded down, without a loop. */
-static __always_inline u32 log2_of(u64 value)
+/* Position of the highest set bit, 0 for 0 and 1: log2 rounded down, for values below 2^63.  Without
+ * a branch: the verifier would follow each of 64 ways through the rest of the program. */
+static __always_inline u64 log2_of(u64 value)
 {
-	u32 result = 0;
-	if (value >= 1ULL << 32) { value >>= 32; result += 32; }
-	if (value >= 1ULL << 16) { value >>= 16; result += 16; }
-	if (value >= 1ULL << 8) { value >>= 8; result += 8; }
-	if (value >= 1ULL << 4) { value >>= 4; result += 4; }
-	if (value >= 1ULL << 2) { value >>= 2; result += 2; }
-	if (value >= 1ULL << 1) result += 1;
-	return result;
+	u64 result = 0, step;
+	step = (0xFFFFFFFF - value) >> 63 << 5; value >>= step; result += step;
+	step = (0xFFFF - value) >> 63 << 4; value >>= step; result += step;
+	step = (0xFF - value) >> 63 << 3; value >>= step; result += step;
+	step = (0xF - value) >> 63 << 2; value >>= step; result += step;
+	step = (0x3 - value) >> 63 << 1; value >>= step; result += step;
+	return result + (value >> 1);
 }

@@ -199,7 +199,7 @@ static __always_inline int enter(u32 call, u64 fd, u64 at, u64 length, u64 flags
 	underway.length = length;
 	underway.fd = fd;
 	underway.call = call;
-	underway.bytes_are_news = !(flags & (MSG_PEEK | MSG_ERRQUEUE));
+	underway.bytes_are_news = call == SEND || (call == RECV && !(flags & (MSG_PEEK | MSG_ERRQUEUE)));
 	u64 thread = bpf_get_current_pid_tgid();
 	underway.start_ns = bpf_ktime_get_ns();
 	if (inflight.update(&thread, &underway))
@@ -238,14 +238,14 @@ static __always_inline void read_sockaddr(struct event *event, u64 at, u64 lengt
 static __always_inline void read_unix_end(struct end *end, struct unix_sock *unix_sock)
 {
 	struct unix_address *addr = NULL;
-	s32 len = 0;
+	u64 length = 0;
 	bpf_probe_read_kernel(&addr, sizeof(addr), &unix_sock->addr);
 	if (!addr)
 		return; /* it was never bound */
-	bpf_probe_read_kernel(&len, sizeof(len), &addr->len);
-	u64 length = (u32)len - 2; /* sun_family */
-	if (length > ADDRESS_SIZE)
+	bpf_probe_read_kernel(&length, sizeof(addr->len), &addr->len);
+	if (length < sizeof(u16) || length > sizeof(u16) + ADDRESS_SIZE)
 		return;
+	length -= sizeof(u16); /* sun_family */
 	if (!bpf_probe_read_kernel(end->address, length, (void *)(addr + 1) + 2))
 		end->length = length;
 }
@@ -264,8 +264,7 @@ static __always_inline void read_socket(struct event *event, u32 fd, bool read_p
 	if (!sk)
 		return;
 	bpf_probe_read_kernel(&family, sizeof(family), &sk->__sk_common.skc_family);
-	if (event->family == NO_FAMILY)
-		event->family = family;
+	event->family = family;
 	if (family == AF_UNIX) {
 		struct unix_sock *unix_sock = (struct unix_sock *)sk;
 		struct sock *peer = NULL;
@@ -319,57 +318,63 @@ report(struct underway *underway, struct process *process, s64 ret, u64 end_ns)
 	__builtin_memcpy(event->comm, process->comm, COMM_SIZE);
 	event->peer.port = event->peer.length = 0;
 	event->local.port = event->local.length = 0;
-	if (underway->call == CONNECT) {
-		read_sockaddr(event, underway->at, underway->length);
+	bool accepted = underway->call == ACCEPT && ret >= 0;
 #ifdef WITH_BTF
-		read_socket(event, underway->fd, false);
-	} else if (ret < 0) {
-		read_socket(event, underway->fd, false);
-	} else {
-		read_socket(event, ret, true);
+	read_socket(event, accepted ? ret : underway->fd, accepted);
+	if (underway->call == CONNECT)
+		read_sockaddr(event, underway->at, underway->length);
 #else
-	} else if (ret >= 0 && underway->at) {
-		u32 length = 0;
-		bpf_probe_read_user(&length, sizeof(length), (void *)underway->length);
-		read_sockaddr(event, underway->at, length);
+	u64 length = underway->call == CONNECT ? underway->length : 0;
+	if (accepted && underway->at)
+		bpf_probe_read_user(&length, sizeof(u32), (void *)underway->length);
+	read_sockaddr(event, underway->at, length);
 #endif
-	}
 	events.ringbuf_submit(event, 0);
 }
 
 /* ---- return ----------------------------------------------------------------------------------- */
 
-/* How many bytes the messages had that sendmmsg or recvmmsg handled; struct mmsghdr has 64 bytes. */
-static __always_inline u64 sum_messages(u64 at, s64 number)
+/* How many bytes the messages had that sendmmsg or recvmmsg handled; struct mmsghdr has 64 bytes.
+ *
+ * The verifier walks through all rounds of the loop.  So that it does so once, nothing that it knows may
+ * differ before the loop or after: their number is read from the map, of whose contents it knows
+ * nothing, and there is no branch but the one that ends it. */
+static __always_inline u64 sum_messages(struct underway *underway, u64 number)
 {
-	u64 sum = 0;
-	for (u32 i = 0; i < MAX_MESSAGES; i++) {
-		u32 length = 0;
-		if (i >= number)
-			return sum;
-		if (bpf_probe_read_user(&length, sizeof(length), (void *)(at + i * 64 + 56)))
-			break;
+	volatile u64 *rounds = &underway->length;
+	u64 at = underway->at + 56, sum = 0, failures = 0;
+	u32 length = 0;
+	*rounds = number;
+	for (u32 i = 0; i < MAX_MESSAGES && i < *rounds; i++, at += 64) {
+		failures |= bpf_probe_read_user(&length, sizeof(length), (void *)at);
 		sum += length;
 	}
-	if (number > MAX_MESSAGES)
+	if (failures || *rounds > MAX_MESSAGES)
 		count(BYTES_UNKNOWN);
 	return sum;
 }
 
-static __always_inline void add(struct counter *counter, bool failed, u64 bytes, u64 ns)
+/* What one call adds to a counter. */
+struct outcome {
+	u64 bytes;
+	u64 ns;
+	u64 slot;
+	u64 failed; /* 1 or 0 */
+};
+
+static __always_inline void add(struct counter *counter, struct outcome *outcome)
 {
-	u32 slot = log2_of(ns);
-	slot = slot < FIRST_SLOT ? 0 : slot - FIRST_SLOT;
+	u64 slot = outcome->slot;
 	if (slot >= SLOTS)
 		slot = SLOTS - 1;
 	counter->calls++;
-	counter->errors += failed;
-	counter->bytes += bytes;
-	counter->ns += ns;
+	counter->errors += outcome->failed;
+	counter->bytes += outcome->bytes;
+	counter->ns += outcome->ns;
 	counter->slots[slot]++;
 }
 
-static __always_inline void add_to_row(struct process *process, bool failed, u64 bytes, u64 ns)
+static __always_inline void add_to_row(struct process *process, struct outcome *outcome)
 {
 	struct counter *row = rows.lookup(process);
 	if (!row) {
@@ -380,10 +385,10 @@ static __always_inline void add_to_row(struct process *process, bool failed, u64
 			return;
 		}
 	}
-	add(row, failed, bytes, ns);
+	add(row, outcome);
 }
 
-static __always_inline void add_failure(struct process *process, u32 number)
+static __always_inline void add_failure(struct process *process, u16 number)
 {
 	struct failure failure = {};
 	u64 zero = 0;
@@ -398,31 +403,34 @@ static __always_inline void add_failure(struct process *process, u32 number)
 		count(ERRNOS_FULL);
 }
 
-static __always_inline int leave(s64 ret, bool many)
+/* `reports`: it may be a connect or accept, of which there are events; `many`: one of many messages. */
+static __always_inline int leave(s64 ret, bool reports, bool many)
 {
 	u64 thread = bpf_get_current_pid_tgid();
 	struct underway *underway = inflight.lookup(&thread);
 	if (!underway)
 		return 0;
 	u64 end_ns = bpf_ktime_get_ns();
-	u64 ns = end_ns - underway->start_ns;
-	u64 bytes = 0;
-	bool failed = ret < 0;
 	u32 zero = 0, call = underway->call;
 	struct choices *choices = settings.lookup(&zero);
 	struct counter *counter = calls.lookup(&call);
-	struct process process = {};
-
 	if (!choices || !counter)
 		return 0;
-	if ((call == SEND || call == RECV) && ret > 0 && underway->bytes_are_news)
-		bytes = many ? sum_messages(underway->at, ret) : ret;
-	add(counter, failed, bytes, ns);
 
+	struct outcome outcome = {};
+	outcome.ns = end_ns - underway->start_ns;
+	outcome.slot = log2_of(outcome.ns >> FIRST_SLOT);
+	outcome.failed = (u64)ret >> 63;
+	u16 error = outcome.failed ? -ret : 0; /* now: what a loop compared, the verifier keeps apart */
+	if (ret > 0 && underway->bytes_are_news)
+		outcome.bytes = many && underway->at ? sum_messages(underway, ret) : ret;
+	add(counter, &outcome);
+
+	struct process process = {};
 	process.call = call;
 	if (choices->rows_by != BY_CALL || choices->events)
 		read_comm(process.comm);
-	if (choices->events && (call == CONNECT || call == ACCEPT))
+	if (reports && choices->events && (call == CONNECT || call == ACCEPT))
 		report(underway, &process, ret, end_ns);
 	inflight.delete(&thread);
 
@@ -431,9 +439,9 @@ static __always_inline int leave(s64 ret, bool many)
 	if (choices->rows_by == BY_CALL)
 		__builtin_memset(process.comm, 0, COMM_SIZE);
 	else
-		add_to_row(&process, failed, bytes, ns);
-	if (failed)
-		add_failure(&process, -ret);
+		add_to_row(&process, &outcome);
+	if (outcome.failed)
+		add_failure(&process, error);
 	return 0;
 }
 
@@ -527,14 +535,19 @@ int begin_close(entry *ctx)
 }
 #endif
 
+int end_connection(result *ctx)
+{
+	return leave(returned(), true, false);
+}
+
 int end_call(result *ctx)
 {
-	return leave(returned(), false);
+	return leave(returned(), false, false);
 }
 
 int end_messages(result *ctx)
 {
-	return leave(returned(), true);
+	return leave(returned(), false, true);
 }
 
 #else
@@ -593,7 +606,7 @@ int end_any(result *ctx)
 	bpf_probe_read_kernel(&number, sizeof(SYSCALL_NUMBER(user)), &SYSCALL_NUMBER(user));
 	if (!is_watched(number))
 		return 0;
-	return leave(returned(), number == NR_SENDMMSG || number == NR_RECVMMSG);
+	return leave(returned(), true, number == NR_SENDMMSG || number == NR_RECVMMSG);
 }
 
 #endif

@@ -18,9 +18,9 @@ from tests.netns import Namespace, VethPair, veth_pair, wait_until
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
 # Holds and attaches to each interface named, says so, then obeys lines: "watch" waits for the
-# guard's death and replaces it, "release" ends in order, anything else waits for the end.
+# guard's death and replaces it, "fork" makes a child that stays, "release" ends in order.
 OWNER = """
-import json, os, select, sys
+import json, os, select, signal, sys
 from hypermesh_ebpf import ledger
 from hypermesh_ebpf.attach import xdp
 from hypermesh_ebpf.guard import Guard
@@ -29,6 +29,9 @@ from tests.programs import load_program, program_id
 def tell(**what):
     print(json.dumps(what), flush=True)
 
+users_own = os.pipe()
+for end in users_own:
+    os.set_inheritable(end, True)  # as the shell's `3>file` is
 guard = Guard.start()
 fd = load_program("hm_guarded")
 for iface in sys.argv[1:]:
@@ -47,9 +50,9 @@ for line in sys.stdin:
     elif line == "fork\\n":
         if os.fork() == 0:
             guard.release()  # not its own
-            os.setsid()
             tell(child=os.getpid())
-            os.execlp("sleep", "sleep", "1000")
+            while True:
+                signal.pause()
     elif line == "release\\n":
         tell(outcomes=[(o.what, o.cause) for o in guard.release()])
 """

@@ -3,8 +3,9 @@
 BCC describes a type as ``"unsigned int"``, as ``[name, [[field, type], ...], "struct"]``, and a
 field's array as a third element ``[field, type, [n]]``.  It writes the padding out as members of
 its own and calls such a structure ``struct_packed``.  A :class:`Layout` decodes whole buffers of
-such values with the struct module: integers for scalars, named tuples for structures, bytes for
-character arrays.
+such values with the struct module: integers for scalars, named tuples for structures (those inside
+them flattened: ``outer_inner``, ``outer_0_inner`` in an array), bytes for character arrays and for
+unions.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Field:
 
     @property
     def is_bytes(self) -> bool:
-        """True for an array of characters, which is decoded as bytes."""
+        """True for an array of characters, a union or what is opaque: it is decoded as bytes."""
         return self.count > 0 and self.code == "s"
 
 
@@ -66,7 +67,7 @@ class Layout:
     def decode_sums(self, raw: bytes | memoryview, copies: int) -> Iterator[Any]:
         """Per-CPU values: ``copies`` of each, 8-byte aligned, added member by member.
 
-        An array of characters cannot be added: the first CPU's is taken.
+        Bytes cannot be added: the first CPU's are taken.
         """
         padding = -self.size % 8
         each = struct.iter_unpack(self._format + f"{padding}x" * bool(padding), raw)
@@ -117,55 +118,89 @@ def _builder(fields: tuple[Field, ...]) -> Callable[[Sequence[Any]], Any]:
     return build
 
 
+class _Untold(Exception):
+    """The description does not say where every member is."""
+
+
 def parse_layout(description: Any, size: int) -> Layout:
-    """The layout that BCC's description stands for; opaque bytes where it describes nothing.
+    """The layout that BCC's description stands for, for a type of ``size`` bytes.
 
-    Raises ValueError for a description whose members do not fill ``size`` bytes.
+    Opaque bytes where the description does not tell where every member is: with bit fields, types
+    of 16 bytes, or arrays of arrays, of which BCC names the first dimension only.
     """
-    if description is None:
-        return Layout(size, (Field("", "s", size, 0),))
-    if isinstance(description, str):
-        code = _SCALARS.get(description)
-        if code is None or struct.calcsize("=" + code) != size:
-            code, count = "s", size
-            return Layout(size, (Field("", code, count, 0),))
-        return Layout(size, (Field("", code, 0, 0),))
     fields: list[Field] = []
-    end = _place(description, "", 0, fields)
-    if end > size:
-        raise ValueError(f"type description {description} needs {end} bytes, the map has {size}")
-    return Layout(size, tuple(f for f in fields if not f.name.startswith("__pad_")))
+    try:
+        if description is None:
+            raise _Untold
+        # An array by a typedef is described as one element.
+        count = size // _width(description) if isinstance(description, str) else 0
+        end = _place(description, "", count if count > 1 else 0, 0, fields)
+        if end != size:
+            raise _Untold
+    except _Untold:
+        fields = [Field("", "s", size, 0)]
+    return Layout(size, tuple(fields))
 
 
-def _place(description: Any, prefix: str, start: int, fields: list[Field]) -> int:
-    """Append the members of a structure at their natural alignment; the offset behind them."""
-    at, widest, packed = start, 1, description[2:] == ["struct_packed"]
-    for name, kind, *rest in description[1]:
-        dims = rest[0] if rest and isinstance(rest[0], list) else []
-        count = 1
-        for n in dims:
-            count *= n
-        if isinstance(kind, str):
-            code = _SCALARS.get(kind, "Q")  # pointers, and enums are given by their integer
-            if dims and code == "b":
-                code = "s"
-            width = struct.calcsize("=" + code)
-            at += 0 if packed else -at % width
-            fields.append(Field(prefix + name, code, count if dims else 0, at))
-            at += width * count
-            widest = max(widest, width)
+def _place_members(description: Any, prefix: str, start: int, fields: list[Field]) -> int:
+    """Append a structure's members; the offset behind it.
+
+    ``struct_packed`` has padding of its own; older BCCs leave it out, and alignment gives it.
+    """
+    at, packed = start, description[2] == "struct_packed"
+    for name, type_, count in _members(description):
+        at += 0 if packed else -at % _alignment(type_)
+        if count == 0:
+            continue  # an array of nothing
+        if packed and name.startswith("__pad_"):
+            at += count or 1
         else:
-            inner: list[Field] = []
-            at += 0 if packed else -at % _alignment(kind)
-            at = _place(kind, f"{prefix}{name}_", at, inner)
-            fields += inner
-            widest = max(widest, _alignment(kind))
-    return at if packed else at + -(at - start) % widest
+            at = _place(type_, prefix + name, count or 0, at, fields)
+    return at if packed else at + -(at - start) % _alignment(description)
 
 
-def _alignment(description: Any) -> int:
-    if isinstance(description, str):
-        return struct.calcsize("=" + _SCALARS.get(description, "Q"))
-    if description[2:] == ["struct_packed"]:
-        return 1
-    return max((_alignment(kind) for _name, kind, *_ in description[1]), default=1)
+def _members(description: Any) -> Iterator[tuple[str, Any, int | None]]:
+    """(name, type, elements or None) of each member."""
+    for member in description[1]:
+        name, type_, *rest = member
+        if not rest:
+            yield name, type_, None
+        elif isinstance(rest[0], str):  # a structure or union without a name: only its type is told
+            yield "", member, None
+        elif isinstance(rest[0], list):
+            yield name, type_, rest[0][0]
+        else:
+            raise _Untold  # a bit field: its width is told, its place is the compiler's choice
+
+
+def _place(type_: Any, name: str, count: int, at: int, fields: list[Field]) -> int:
+    """Append a member, ``count`` of them if it is an array (0: it is none); the offset behind."""
+    if isinstance(type_, str):
+        end = at + _width(type_) * max(count, 1)
+        fields.append(Field(name, "s" if count and type_ == "char" else _SCALARS[type_], count, at))
+        return end
+    if type_[2] == "union":  # which of its members is meant, the description cannot know
+        size = _union_size(type_) * max(count, 1)
+        fields.append(Field(name, "s", size, at))
+        return at + size
+    for index in range(max(count, 1)):
+        place = f"{name}_{index}" if count else name
+        at = _place_members(type_, f"{place}_" if place else "", at, fields)
+    return at
+
+
+def _union_size(description: Any) -> int:
+    ends = [_place(type_, "", count or 0, 0, []) for _name, type_, count in _members(description)]
+    return max(ends) + -max(ends) % _alignment(description)
+
+
+def _width(scalar: str) -> int:
+    if scalar not in _SCALARS:
+        raise _Untold
+    return struct.calcsize("=" + _SCALARS[scalar])
+
+
+def _alignment(type_: Any) -> int:
+    if isinstance(type_, str):
+        return _width(type_)
+    return max((_alignment(inner) for _name, inner, _count in _members(type_)), default=1)

@@ -63,6 +63,9 @@ COSTS = {
 }
 
 AS_ROOT = "run it as root: `sudo hmebpf ...`"
+IN_INITIAL_NAMESPACE = (
+    "run it in the initial user namespace: in a rootful container, or on the host itself"
+)
 _AMBIENT = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
 
 
@@ -72,6 +75,8 @@ def grant_remedy(lacking: tuple[str, ...]) -> str:
     setcap on a script has no effect; ambient capabilities survive execve(2).  The three that are
     for BPF can be given so; CAP_SYS_ADMIN is as good as root.
     """
+    if in_user_namespace():
+        return IN_INITIAL_NAMESPACE
     if not set(lacking) <= set(_AMBIENT) or not set(lacking) <= known_to_kernel():
         return AS_ROOT
     names = ",".join("+" + name.removeprefix("CAP_").lower() for name in _AMBIENT)

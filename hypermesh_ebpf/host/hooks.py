@@ -312,6 +312,8 @@ def _probe_fentry(kind: str, target: str) -> str:
     prefix, _, call = target.partition(":")
     if prefix == "syscall":
         names = architecture.syscall_functions(call)
+    elif prefix == "compat_syscall":
+        names = architecture.compat_syscall_functions(call) or (target,)
     else:
         names = (target or _RARE_FUNCTION,)
     attach_type = trials.TRACE_FENTRY if kind == "fentry" else trials.TRACE_FEXIT

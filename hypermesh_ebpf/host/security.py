@@ -105,7 +105,7 @@ def refusal(
         return MissingPrivilege(
             what,
             f"{cause}: in a user namespace capabilities do not count for BPF",
-            "run it in the initial user namespace (a rootful container, or the host itself)",
+            capabilities.IN_INITIAL_NAMESPACE,
             errno=number,
         )
     if lacking:

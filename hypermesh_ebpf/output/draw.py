@@ -68,6 +68,11 @@ def _quote(word: str) -> str:
     return shlex.quote(word)
 
 
+def words(name: str) -> str:
+    """A field's name as a person writes it."""
+    return name.replace("_", " ")
+
+
 def format_count(value: float) -> str:
     """A count: exact with separators up to ten million, then ``12.3 M``."""
     if value < 10_000_000:

@@ -163,9 +163,9 @@ def _draw_attach_types(page: _Page, report: Report) -> None:
     for alike in _alike(report.attach_types):
         kinds = [kind for kind, _ in alike]
         found = alike[0][1]
-        status = "warn" if any(used[kind].status == "warn" for kind in kinds) else "info"
-        if found.privilege:
-            status = "fail"
+        status = "info"
+        if any(used[kind].status == "warn" for kind in kinds):  # some monitor has a rung there
+            status = "fail" if found.privilege else "warn"
         page.row(status, ", ".join(kinds) if len(kinds) < 3 else "not available", found.reason)
         if len(kinds) >= 3:
             page.note(", ".join(kinds), "")

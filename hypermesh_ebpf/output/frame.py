@@ -11,16 +11,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from hypermesh_ebpf.metrics.histogram import percentiles
-from hypermesh_ebpf.metrics.sample import End, Histogram, Loss, Row, Sample, Start
+from hypermesh_ebpf.metrics.sample import End, Loss, Row, Sample, Start
 from hypermesh_ebpf.monitors.declaration import Monitor, Options
-from hypermesh_ebpf.output import draw
-from hypermesh_ebpf.output.grid import Grid, Line, cells, crop_line
+from hypermesh_ebpf.output import draw, histograms
+from hypermesh_ebpf.output.grid import Grid, Line, cells, crop_line, line_cells
 
 HISTORY = 60
 """Intervals that the sparkline shows."""
 
-_BAR = 24
 _MIN_ROWS = 5
 
 _REASONS = {
@@ -73,49 +71,50 @@ class Frame:
         self._history.append(rate if isinstance(rate, (int, float)) else None)
 
     def lines(self, width: int | None, height: int | None) -> list[Line]:
-        """All that is known, in at most ``height`` lines of at most ``width`` columns.
+        """All that is known, in at most ``height`` lines of at most ``width`` columns."""
+        head, sample = self.title(width), self._sample
+        if height is not None:
+            del head[max(2, height // 4) :]  # a long notice gives way to what is counted
+        if sample is None:
+            return self._cut([*head, [("waiting for the first reading", "dim")]], width, height)
+        loss = self._cut([self.loss(sample.loss)], width, None)
+        if height is None:
+            bars = histograms.bars(sample.histograms, width, exact=self._exact, ascii=self._ascii)
+            space: list[Line] = [[]] if bars else []
+            rows = self._rows(sample, width, self.top)
+            middle = [*self._totals(sample, width), *rows, *space, *bars, *space]
+            return [*self._cut([*head, *middle], width, None), *loss]
+        middle = self._fit(sample, width, height - len(head) - 1)
+        return [*self._cut([*head, *middle], width, height - 1), *loss]
+
+    def _fit(self, sample: Sample, width: int | None, room: int) -> list[Line]:
+        """What stands between title and loss, in ``room`` lines or so.
 
         Where there is not room for all, blank lines go first, then histograms shrink to a line
-        each, then rows are left out (and counted), then the sparkline and the totals.
+        each, then rows are left out (and counted), then histograms, sparkline and totals.
         """
-        head = self.title(width)
-        sample = self._sample
-        if sample is None:
-            waiting: Line = [("waiting for the first reading", "dim")]
-            return self._cut([*head, waiting], width, height)
-        totals = self._totals(sample, width)
-        spark = [] if self._exact or len(self._history) < 2 else self._sparkline(width)
-        loss = [self.loss(sample.loss)]
-        long = self._histograms(sample.histograms, width)
-        brief = [] if self._exact else self._brief(sample.histograms)
-
+        all_rows = 2 + min(self.top, len(sample.rows))  # the heading, and how many more there are
+        few_rows = min(all_rows, 2 + _MIN_ROWS)
+        top: list[Line] = []
+        for part in (self._totals(sample, width), self._sparkline(width)):
+            if room - len(top) - len(part) >= few_rows:
+                top += part
+        room -= len(top)
+        brief = histograms.brief(sample.histograms, ascii=self._ascii)
+        gaps = 2 + bool(brief)
         blank: list[Line] = [[]]
-        if height is None:
-            body = self._rows(sample, width, self.top)
-            parts = [head, totals, body, *([blank, long, blank] if long else []), loss]
-            return self._cut([line for part in parts for line in part], width, None)
-
-        wanted = 2 + min(self.top, len(sample.rows)) if sample.rows else 1
-        room = height - len(head) - len(loss)
-        least = min(wanted, 2 + _MIN_ROWS)
-        for part in (totals, spark):
-            if part and room - len(part) < least:
-                part.clear()
-            room -= len(part)
-        gaps = room >= wanted + len(brief) + 2
-        room -= 2 if gaps else 0
-        histograms: list[Line] = []
-        if long and room >= wanted + len(long) + gaps:
-            histograms = long
-        elif brief and room >= least + len(brief):
-            histograms = brief
-        room -= len(histograms) + (1 if gaps and histograms else 0)
-        space = blank if gaps else []
-        body = self._rows(sample, width, min(self.top, max(room - 2, 0)))
-        parts = [head, totals, spark, space, body]
-        parts += [space, histograms] if histograms else []
-        parts += [space, loss]
-        return self._cut([line for part in parts for line in part], width, height)
+        if room < all_rows + len(brief) + gaps:
+            blank, gaps = [], 0
+        bars = histograms.bars(sample.histograms, width, exact=self._exact, ascii=self._ascii)
+        shapes: list[Line] = []
+        if room >= all_rows + len(bars) + gaps:
+            shapes = bars
+        elif room >= few_rows + len(brief) + gaps:
+            shapes = brief
+        limit = max(room - len(shapes) - gaps - 2, 0)
+        rows = self._rows(sample, width, min(self.top, limit))
+        below = [*blank, *shapes] if shapes else []
+        return [*top, *blank, *rows, *below, *blank]
 
     def summary(self, end: End) -> str:
         """The run in one line: how long, how much, what was lost, why it ended."""
@@ -179,8 +178,14 @@ class Frame:
                 words += ": without " + ", ".join(degraded.lost)
             if degraded.reason:
                 words += f" ({degraded.reason})"
-            for part in _wrap(draw.printable(words, self._ascii), width):
-                lines.append([(part, "warn")])
+            words = draw.printable(words, self._ascii)
+            if width is not None:
+                import textwrap
+
+                parts = textwrap.wrap(words, width, subsequent_indent="  ")
+                lines += [[(part, "warn")] for part in parts]
+            else:
+                lines.append([(words, "warn")])
         return lines
 
     def _totals(self, sample: Sample, width: int | None) -> list[Line]:
@@ -193,7 +198,7 @@ class Frame:
             kind = self._kind(name)
             value = draw.format_value(kind, totals[name], exact=exact, ascii=ascii)
             rate_kind = "byte_rate" if kind == "bytes" else "rate"
-            part: Line = [(f"{_words(name)} ", "dim"), (value, "title")]
+            part: Line = [(f"{draw.words(name)} ", "dim"), (value, "title")]
             if name + "_per_s" in totals:
                 rate = totals[name + "_per_s"]
                 shown = draw.format_value(rate_kind, rate, exact=exact, ascii=ascii)
@@ -204,16 +209,18 @@ class Frame:
             if name in self._counters or name.endswith("_per_s") or not amount:
                 continue
             value = draw.format_value(self._kind(name), amount, exact=exact, ascii=ascii)
-            parts.append([(f"{_words(name)} ", "dim"), (value, "")])
+            parts.append([(f"{draw.words(name)} ", "dim"), (value, "")])
         line: Line = []
         for part in parts:
             gap: Line = [("    ", "")] if line else []
-            if width is not None and line and _size(line + gap + part) > width:
+            if width is not None and line and line_cells(line + gap + part) > width:
                 break
             line += gap + part
         return [line] if line else []
 
     def _sparkline(self, width: int | None) -> list[Line]:
+        if len(self._history) < 2:
+            return []
         known = [rate for rate in self._history if rate is not None]
         if not known:
             return []
@@ -223,7 +230,7 @@ class Frame:
         room = (
             HISTORY if width is None else min(HISTORY, width - len(most) - len(self._headline) - 1)
         )
-        name = f"{_words(self._headline)} " if room >= 10 else ""
+        name = f"{draw.words(self._headline)} " if room >= 10 else ""
         room = room if name or width is None else width - len(most)
         spark = draw.sparkline(list(self._history), room, self._ascii)
         return [[(name, "dim"), (spark, "bar"), (most, "dim")]]
@@ -264,77 +271,9 @@ class Frame:
         total = _number(sample.totals.get(field))
         return total or sum([_number(row.get(field)) for row in sample.rows]) or 1.0
 
-    def _histograms(self, histograms: Sequence[Histogram], width: int | None) -> list[Line]:
-        """Bars, one histogram beside the other as far as there is room."""
-        blocks = [self._histogram(each) for each in histograms if each.buckets]
-        sizes = [max(_size(line) for line in block) for block in blocks]
-        lines: list[Line] = []
-        while blocks:
-            lines += [[]] if lines else []
-            beside, used = 1, sizes[0]
-            while beside < len(blocks) and width is not None and used + 4 + sizes[beside] <= width:
-                used += 4 + sizes[beside]
-                beside += 1
-            for number in range(max(map(len, blocks[:beside]))):
-                line: Line = []
-                for block, size in zip(blocks[:beside], sizes[:beside], strict=True):
-                    part = block[number] if number < len(block) else []
-                    line += [*part, (" " * (size - _size(part) + 4), "")]
-                lines.append(line)
-            blocks, sizes = blocks[beside:], sizes[beside:]
-        return lines
-
-    def _histogram(self, histogram: Histogram) -> list[Line]:
-        buckets = histogram.buckets
-        most = max(count for _, _, count in buckets) or 1
-        plain = self._ascii or self._exact
-        labels = [draw.bucket_label(low, high, histogram.unit, plain) for low, high, _ in buckets]
-        label_width = max(map(len, labels))
-        counts = [draw.format_value("count", count, exact=self._exact) for _, _, count in buckets]
-        count_width = max(map(len, counts))
-        lines: list[Line] = [self._histogram_title(histogram)]
-        for label, text, (_, _, count) in zip(labels, counts, buckets, strict=True):
-            lines.append(
-                [
-                    (f"{label.rjust(label_width)}  {text.rjust(count_width)}  ", ""),
-                    (draw.bar(count / most, _BAR, plain), "bar"),
-                ]
-            )
-        return lines
-
-    def _histogram_title(self, histogram: Histogram) -> Line:
-        return [(_words(histogram.name), "head"), *self._percentiles(histogram)]
-
-    def _percentiles(self, histogram: Histogram) -> Line:
-        kind = {"bytes": "bytes", "ns": "ns"}.get(histogram.unit, "count")
-        line: Line = []
-        for percent, value in zip((50, 95, 99), percentiles(histogram.buckets), strict=True):
-            if value is not None:
-                shown = draw.format_value(kind, round(value), ascii=self._ascii or self._exact)
-                line.append((f"  p{percent} {shown}", "dim"))
-        return line
-
-    def _brief(self, histograms: Sequence[Histogram]) -> list[Line]:
-        """Each histogram as one line: name, shape, estimated percentiles, range."""
-        names = [_words(each.name) for each in histograms]
-        most = max([len(each.buckets) for each in histograms], default=0)
-        lines: list[Line] = []
-        for each, name in zip(histograms, names, strict=True):
-            shape = draw.sparkline([count for _, _, count in each.buckets], most, self._ascii)
-            line: Line = [
-                (name.ljust(max(map(len, names)) + 2), "head"),
-                (shape.ljust(most), "bar"),
-            ]
-            if each.buckets:
-                ends = each.buckets[0][0], each.buckets[-1][1]
-                line += self._percentiles(each)
-                line.append((f"  {draw.bucket_label(*ends, each.unit, self._ascii)}", "dim"))
-            lines.append(line)
-        return lines
-
     def loss(self, loss: Loss) -> Line:
         counts = "  ".join(
-            f"{_words(name)} {draw.UNKNOWN if count is None else format(count, ',')}"
+            f"{draw.words(name)} {draw.UNKNOWN if count is None else format(count, ',')}"
             for name, count in loss.as_dict().items()
         )
         if self._exact:
@@ -344,16 +283,8 @@ class Frame:
         return [("no loss", "good"), ("  " + counts, "dim")]
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
 def _number(value: Any) -> float:
     return value if isinstance(value, (int, float)) else 0.0
-
-
-def _size(line: Line) -> int:
-    return sum(cells(text) for text, _ in line)
 
 
 def _hooks_in_short(hooks: Sequence[str], room: int) -> str:
@@ -361,11 +292,3 @@ def _hooks_in_short(hooks: Sequence[str], room: int) -> str:
     kinds = list(dict.fromkeys(hook.partition(":")[0] for hook in hooks))
     short = f"  {len(hooks)} hooks ({', '.join(kinds)})" if len(hooks) > 1 else ""
     return short if len(short) <= room else ""
-
-
-def _wrap(text: str, width: int | None) -> list[str]:
-    if width is None or len(text) <= width:
-        return [text]
-    import textwrap
-
-    return textwrap.wrap(text, max(width, 20), subsequent_indent="  ")

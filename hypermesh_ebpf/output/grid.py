@@ -53,6 +53,11 @@ def crop(text: str, width: int, ascii: bool = False) -> str:
     return "".join(kept) + mark if width > 0 else ""
 
 
+def line_cells(line: Line) -> int:
+    """How many columns of a terminal ``line`` takes."""
+    return sum([cells(text) for text, _ in line])
+
+
 def crop_line(line: Line, width: int, ascii: bool = False) -> Line:
     """``line`` cut to ``width`` columns."""
     room, kept = width, []

@@ -187,7 +187,7 @@ class LiveTable:
             shown = [*self._recent, *self._pending][1 - room :]
         else:
             shown = list(self._pending)[-max(room, _BURST) :]
-        every = max(room - 1, 5)
+        every = max(room - 3, 5)  # one heading is always in sight, if the frame grows a little too
         lines = events.lines(shown, width, every)
         skipped = self._skipped + max(len(self._pending) - len(shown), 0)
         self._skipped = 0

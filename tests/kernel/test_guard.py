@@ -63,9 +63,7 @@ def close_input(owner: Owner) -> None:
 @pytest.mark.parametrize(
     "end", [kill_owner, kill_group, interrupt_group, hang_up_group, signal_both, close_input]
 )
-def test_nothing_stays_however_the_owner_ends(
-    veth: VethPair, end: Callable[[Owner], None], record_property: Callable[[str, object], None]
-) -> None:
+def test_nothing_stays_however_the_owner_ends(veth: VethPair, end: Callable[[Owner], None]) -> None:
     owner = Owner(veth.left, "lo", veth.left_iface, start_new_session=True)
     assert attached(veth.left) == {owner.program}
     assert len(entries(veth.left)) == 2
@@ -73,7 +71,7 @@ def test_nothing_stays_however_the_owner_ends(
     end(owner)
     wait_until(lambda: not entries(veth.left), "the guard has settled both")
     milliseconds = (time.monotonic() - started) * 1000
-    record_property("milliseconds", milliseconds)
+    print(f"settled after {milliseconds:.0f} ms")
     assert not attached(veth.left)
     wait_until(lambda: is_gone(owner.guard), "the guard has ended")
 
@@ -110,13 +108,11 @@ def test_pipe_ends_with_the_owner_not_the_guard(veth: VethPair) -> None:
     os.kill(owner.guard, signal.SIGCONT)
 
 
-def test_memory_of_the_guard(
-    veth: VethPair, record_property: Callable[[str, object], None]
-) -> None:
+def test_memory_of_the_guard(veth: VethPair) -> None:
     owner = Owner(veth.left, veth.left_iface)
     rollup = Path(f"/proc/{owner.guard}/smaps_rollup").read_text()
     kib = {line.split(":")[0]: line.split()[1] for line in rollup.splitlines()[1:]}
-    record_property("guard_kib", {name: kib[name] for name in ("Rss", "Pss")})
+    print(f"resident {kib['Rss']} KiB, its share {kib['Pss']} KiB")
     assert int(kib["Pss"]) <= 9 * 1024
     kill_owner(owner)
 

@@ -13,7 +13,7 @@ from hypermesh_ebpf.errors import Unsupported
 from hypermesh_ebpf.host import filesystems
 from hypermesh_ebpf.host.filesystems import TRACEFS, Filesystem, find_mount, magic_of, open_detached
 
-pytestmark = pytest.mark.vm_too
+vm_too = pytest.mark.vm_too  # what may differ on another kernel; the rest is the same everywhere
 
 
 def in_private_mounts(script: str, python: str) -> subprocess.CompletedProcess[str]:
@@ -46,6 +46,7 @@ def test_a_path_alone_proves_nothing() -> None:
     assert answer.stdout.split() == ["None", "True"], answer.stderr
 
 
+@vm_too
 def test_detached_tracefs_is_tracefs_and_leaves_no_mount() -> None:
     before = Path("/proc/self/mountinfo").read_text()
     directory = open_detached(TRACEFS)
@@ -57,6 +58,7 @@ def test_detached_tracefs_is_tracefs_and_leaves_no_mount() -> None:
         os.close(directory)
 
 
+@vm_too
 def test_tracepoints() -> None:
     assert filesystems.tracepoint_exists("sched:sched_process_exec")
     for name in ("sched:no_such", "nosuch:thing", "sched", "", "sched:../sched_process_exec"):
@@ -70,6 +72,7 @@ def test_unknown_file_system_is_said_to_be_unknown() -> None:
     assert "CONFIG_NOSUCHFS=y" in (caught.value.remedy or "")
 
 
+@vm_too
 def test_private_mounts_are_seen_by_nobody_else() -> None:
     code = (
         "from hypermesh_ebpf.host.filesystems import *; enter_private_mounts();"
@@ -81,6 +84,7 @@ def test_private_mounts_are_seen_by_nobody_else() -> None:
     assert Path("/proc/self/mountinfo").read_text() == before
 
 
+@vm_too
 def test_private_mounts_in_a_chroot_whose_root_is_no_mount(tmp_path: Path) -> None:
     """There "/" cannot be made a slave; the mounts below /sys can."""
     code = f"""

@@ -3,8 +3,8 @@
 import fcntl
 import os
 import pty
+import queue
 import re
-import select
 import signal
 import struct
 import subprocess
@@ -13,6 +13,7 @@ import termios
 import threading
 import time
 import unicodedata
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -113,20 +114,31 @@ class Terminal:
         attributes = termios.tcgetattr(slave)
         attributes[1] &= ~termios.OPOST  # the bytes as they were written
         termios.tcsetattr(slave, termios.TCSANOW, attributes)
-        self.stream = open(slave, "w", encoding="utf-8")
+        self.stream = os.fdopen(slave, "w", encoding="utf-8")
         self.raw = ""
+        self._arrived = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._keep_reading)
+        self._reader.start()  # a terminal takes what it is sent, looked at or not
         self.resize(columns, rows)
 
     def resize(self, columns, rows):
         fcntl.ioctl(self.stream, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.screen = Screen(columns, rows)
 
+    def _keep_reading(self):
+        try:
+            while data := os.read(self.master, 65536):
+                self._arrived.put(data)
+        except OSError:  # EIO: the other side is closed
+            self._arrived.put(b"")
+
     def read(self):
-        """All that was drawn so far; the screen after it."""
+        """The screen, after all that was drawn so far."""
+        os.write(self.stream.fileno(), b"\0")  # nothing that is drawn holds one
         data = b""
-        while select.select([self.master], [], [], 0)[0]:
-            data += os.read(self.master, 65536)
-        text = data.decode()
+        while not data.endswith(b"\0"):
+            data += self._arrived.get()
+        text = data[:-1].decode()
         self.raw += text
         # Without OPOST a line feed does not return the carriage; the screen does it.
         self.screen.feed(text.replace("\n", "\r\n"))
@@ -139,6 +151,7 @@ class Terminal:
 
     def close(self):
         self.stream.close()
+        self._reader.join()
         os.close(self.master)
 
 
@@ -265,7 +278,7 @@ def test_narrow_terminal_loses_the_least_important_columns_first(opened):
         heading = next(line for line in term.read().shown() if line.startswith("source"))
         headings.append(heading.split())
     assert headings[0] == ["source", "packets", "packets/s", "bytes", "bytes/s", "share"]
-    for wider, narrower in zip(headings, headings[1:], strict=False):
+    for wider, narrower in pairwise(headings):
         assert len(narrower) <= len(wider)
         assert narrower == [word for word in headings[0] if word in narrower]
     assert headings[-1] == ["source", "packets"]
@@ -310,7 +323,8 @@ def test_loss_is_red_and_no_loss_green(opened):
     term, sink = opened()
     sink.start(START)
     sink.sample(sample())
-    assert "\x1b[32mno loss" in term.read() and term.raw or "\x1b[32mno loss" in term.raw
+    term.read()
+    assert "\x1b[32mno loss" in term.raw
     sink.sample(sample(loss=Loss(7, 0, None)))
     term.read()
     assert re.search(r"\x1b\[1;31mLOSS", term.raw)
@@ -471,48 +485,50 @@ def test_resize_shows_the_last_events_again(opened):
     assert not term.screen.history
 
 
-def test_terminal_that_was_closed_ends_the_run(terminal):
-    term = terminal()
-    sink = term.open(show_events=True)
-    sink.start(START)
-    os.close(term.master)
-    term.master = os.open(os.devnull, os.O_RDONLY)
-    time.sleep(0.02)
-    with pytest.raises(OutputClosed):
-        sink.events(events(0, 11))
-    assert sink.lost == 11
-    sink.end(end())
-    sink.close()
+def test_terminal_that_was_closed_ends_the_run(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w", encoding="utf-8") as stream:
+        sink = open_sink("table", XDP, {}, interval=1, top=5, stream=stream, show_events=True)
+        sink.start(START)
+        os.close(master)
+        time.sleep(0.02)
+        with pytest.raises(OutputClosed):
+            sink.events(events(0, 11))
+        assert sink.lost == 11
+        sink.end(end())
+        sink.close()
 
 
-BACKGROUND = """
-import os, sys, time
+JOB = """
+import os, sys
 sys.path.insert(0, {root!r})
 from tests.unit.test_output_live import *
 sink = open_sink("table", XDP, {{}}, interval=1, top=5, stream=sys.stdout, show_events=False)
-os.setpgid(0, 0)  # the terminal's foreground is now another process group
+if {background}:
+    os.setpgid(0, 0)  # the shell does this for every job, and makes no job of its own of this one
 sink.start(START)
 sink.sample(sample())
-os.write(1, b"quiet?")
+"""
+SHELL = """
+import os, subprocess, sys
+os.open(os.ttyname(1), os.O_RDWR)  # a session's first terminal becomes its own
+sys.exit(subprocess.run([sys.executable, "-c", {job!r}]).returncode)
 """
 
 
-def test_process_in_the_background_draws_nothing():
-    """On a terminal of its own, as a shell's `&` puts it."""
-    pid, master = pty.fork()
-    if pid == 0:
-        os.environ["TERM"] = "xterm"
-        child = subprocess.Popen([sys.executable, "-c", BACKGROUND.format(root=str(ROOT))])
-        os._exit(child.wait())
-    text = b""
-    try:
-        while data := os.read(master, 65536):
-            text += data
-    except OSError:  # EIO: everybody left the terminal
-        pass
-    os.close(master)
-    assert os.waitpid(pid, 0)[1] == 0, text
-    assert text == b"quiet?"
+@pytest.mark.parametrize("background", [False, True])
+def test_process_in_the_background_draws_nothing(terminal, background):
+    term = terminal()
+    job = JOB.format(root=str(ROOT), background=background)
+    subprocess.run(
+        [sys.executable, "-c", SHELL.format(job=job)],
+        stdout=term.stream,
+        start_new_session=True,
+        check=True,
+    )
+    assert ("xdp:generic" in term.read().text()) is not background
+    assert not background or term.raw == ""
 
 
 def test_kernels_own_console_gets_no_characters_that_it_has_not(terminal, monkeypatch):

@@ -35,7 +35,7 @@ def finished(name: str, failed: bool = False, **outcomes: str) -> Any:
         f"tests/kernel/{test}": {"id": f"tests/kernel/{test}", "outcome": outcome, "reason": "why"}
         for test, outcome in outcomes.items()
     }
-    return SimpleNamespace(name=name, failed=failed, results=results)
+    return SimpleNamespace(name=name, failed=failed, results={name: results} if results else {})
 
 
 def test_sum_is_the_last_line(runner: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,7 +43,7 @@ def test_sum_is_the_last_line(runner: Any, capsys: pytest.CaptureFixture[str]) -
     assert runner.report(runs) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "2 passed, 0 failed, 1 skipped"
-    assert "   1 in host: why" in lines
+    assert "   1 on host: why" in lines
     assert "       tests/kernel/b" in lines
     assert not [line for line in lines if "never run" in line]
 
@@ -76,7 +76,8 @@ def test_failures_of_any_kind_fail_the_whole(
 
 def test_module_skipped_as_a_whole_counts_as_run_where_its_tests_ran(runner: Any) -> None:
     def run(test: str, outcome: str) -> Any:
-        return SimpleNamespace(results={test: {"id": test, "outcome": outcome, "reason": ""}})
+        result = {"id": test, "outcome": outcome, "reason": ""}
+        return SimpleNamespace(results={"host": {test: result}})
 
     runs = [run("tests/a.py", "skipped"), run("tests/a.py::test_x", "passed")]
     assert runner.find_never_run(runs) == []
@@ -92,10 +93,22 @@ def test_run_without_results_has_failed(runner: Any, capfd: pytest.CaptureFixtur
         (["sh", "-c", f"echo '{line}'; exit 1"], True),
         (["sh", "-c", f"echo '{line}'; exit 5"], False),
     ):
-        run = runner.Run("name", command, pytest=True)
+        run = runner.Run("name", command, where=["host"])
         run.show()
         assert run.failed is failed, command
     assert "killed before the end" in capfd.readouterr().out
+
+
+def test_results_of_several_machines_are_kept_apart(runner: Any) -> None:
+    line = 'HMEBPF_TEST_RESULTS [{"id": "t", "outcome": "passed", "reason": ""}]'
+    script = f"echo '6.1 | {line}'; echo '7 | {line}'"
+    both = runner.Run("name", ["sh", "-c", script], where=["6.1", "7"])
+    both.show()
+    assert not both.failed
+    assert both.results.keys() == {"6.1", "7"}
+    one_missing = runner.Run("name", ["sh", "-c", script], where=["6.1", "7", "5.10"])
+    one_missing.show()
+    assert one_missing.failed
 
 
 TESTS = """
@@ -166,9 +179,10 @@ def test_folders_decide_markers(project: Path) -> None:
         (project / folder / f"test_{folder}.py").write_text("def test(): pass")
     chosen = record(project, "-m", "kernel or vm")
     assert chosen.keys() == {"kernel/test_kernel.py::test", "vm/test_vm.py::test"}
-    if "virtme" not in Path("/proc/cmdline").read_text():
-        assert chosen["vm/test_vm.py::test"][0] == "skipped"
+    assert chosen["vm/test_vm.py::test"][0] == "skipped"
     if os.geteuid() == 0:
         assert chosen["kernel/test_kernel.py::test"] == ("passed", "")
     else:
         assert chosen["kernel/test_kernel.py::test"] == ("skipped", "needs root")
+    inside = record(project, "-m", "vm", HMEBPF_VM_KERNEL="6.1")
+    assert inside == {"vm/test_vm.py::test": ("passed", "")}
