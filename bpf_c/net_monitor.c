@@ -454,22 +454,24 @@ typedef struct sys_exit result;
 #define read_arguments()
 #define returned() ctx->ret
 #else
-/* From the registers with which user space made the call, copied out of the kernel. */
+/* From the registers with which user space made the call.  Their address is in the first word of the
+ * context, read in this way because the verifier of Linux 5.10 refuses to load a fentry argument whose
+ * type is declared only forward in the kernel's BTF. */
 #define argument(n) SYSCALL_ARG##n(&user)
 #define read_arguments() \
+	void *registers = NULL; \
 	struct pt_regs user; \
-	if (bpf_probe_read_kernel(&user, sizeof(user), (void *)ctx_registers) || \
-	    SYSCALL_IS_COMPAT(&user)) \
+	bpf_probe_read_kernel(&registers, sizeof(registers), ctx); \
+	if (bpf_probe_read_kernel(&user, sizeof(user), registers) || SYSCALL_IS_COMPAT(&user)) \
 		return 0
 #endif
 #ifdef RUNG_FENTRY
-typedef u64 entry, result; /* the registers; the registers and the result */
-#define ctx_registers ctx[0]
+typedef u64 entry, result; /* (registers); (registers, result) */
 #define returned() (s64) ctx[1]
 #endif
 #ifdef RUNG_RAW_TRACEPOINT
-typedef struct bpf_raw_tracepoint_args entry, result; /* sys_enter(registers, number), sys_exit(registers, result) */
-#define ctx_registers ctx->args[0]
+typedef struct bpf_raw_tracepoint_args entry; /* sys_enter(registers, number) */
+typedef struct bpf_raw_tracepoint_args result; /* sys_exit(registers, result) */
 #define returned() ctx->args[1]
 #endif
 

@@ -188,7 +188,7 @@ class Guard:
                 setsid=True,  # kill -9 -PGID, Ctrl-C and SIGHUP do not reach it
                 setsigmask=signal.valid_signals(),
             )
-        except (OSError, ValueError) as error:
+        except (OSError, TypeError, ValueError) as error:  # no sys.executable when embedded
             ours.close()
             raise GuardError("start the guard", str(error), _START_REMEDY) from error
         finally:
@@ -259,6 +259,8 @@ class Guard:
 
     def _released(self) -> list[Outcome]:
         """Ask for the removal; a guard that dies over it is replaced and asked again."""
+        if not self._holds:
+            return []
         try:
             for _ in range(_ATTEMPTS):
                 if self._is_dead():
@@ -270,8 +272,6 @@ class Guard:
                 self._bury()
             raise GuardError("keep the guard", f"it died {_ATTEMPTS} times")
         except GuardError as error:
-            if not self._holds:
-                return []
             raise GuardError("detach xdp", str(error), "run `hmebpf cleanup` as root") from error
 
 

@@ -39,7 +39,7 @@ needs_namespaces = pytest.mark.skipif(
 )
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
     """Poll ``condition`` until it gives something true and return that; fail after ``seconds``."""
     deadline = time.monotonic() + seconds
     while True:

@@ -107,5 +107,5 @@ def free_veth() -> Iterator[VethPair]:
     """A veth pair; at the end nothing may be on its left side, and no entry in the ledger."""
     with veth_pair() as pair:
         yield pair
-        wait_until(lambda: not attached(pair.left), "the interfaces are free", 30)
-        wait_until(lambda: not entries(pair.left), "the ledger is empty", 30)
+        wait_until(lambda: not attached(pair.left), "the interfaces are free")
+        wait_until(lambda: not entries(pair.left), "the ledger is empty")

@@ -1,9 +1,7 @@
 """Known socket calls: run as a program, this makes them and says which it made.
 
-It waits for a line on its input, makes the calls under the command name given, counting each as the
-program itself sees it - result, bytes, errno, addresses, time - and prints the counts as JSON.
-
-    with traffic("hmt123", namespace) as process: ...
+It waits for a line on its input, makes the calls under the command name given, noting each as a
+program sees it - result, bytes, errno, addresses, time - and prints all that as one line of JSON.
 """
 
 from __future__ import annotations
@@ -22,8 +20,8 @@ from typing import Any
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 V4, V6 = "127.0.0.1", "::1"
+ENDS = ("family", "address", "port", "local_address", "local_port")
 _PR_SET_NAME = 15
-_MSG_SIZE = 64  # struct mmsghdr on 64-bit machines
 
 
 class Truth:
@@ -64,21 +62,32 @@ class Truth:
         try:
             sock.connect(address)
         except OSError as error:
+            took = time.monotonic_ns() - begin
             self.note("connect", error)
             event |= {"ret": -(error.errno or 0), "error": errno.errorcode[error.errno or 0]}
         else:
+            took = time.monotonic_ns() - begin
             self.note("connect", 0)
-        event |= {**name_ends(sock, address), "at_most_ns": time.monotonic_ns() - begin}
+        event |= {**name_ends(sock, address), "at_most_ns": took}
+        if event["error"] == "ECONNREFUSED":  # the port it was given is taken back
+            event |= {"local_address": None, "local_port": None}
         self.events.append(event)
         return event["ret"] == 0
 
     def accept(self, listener: socket.socket) -> socket.socket:
         begin = time.monotonic_ns()
         sock, peer = listener.accept()
+        took = time.monotonic_ns() - begin
         self.note("accept", 0)
         event = {"call": "accept", "ret": sock.fileno(), "error": None, **name_ends(sock, peer)}
-        self.events.append({**event, "at_most_ns": time.monotonic_ns() - begin})
+        self.events.append({**event, "at_most_ns": took})
         return sock
+
+    def fail_on_no_socket(self, call: str, function: Callable[[], int]) -> None:
+        """A connect or accept on a descriptor that is closed."""
+        assert self.attempt(call, function) is None
+        event = {"call": call, "ret": -errno.EBADF, "error": "EBADF"}
+        self.events.append({**event, **dict.fromkeys(ENDS), "at_most_ns": 1_000_000_000})
 
     def close(self, *socks: socket.socket) -> None:
         for sock in socks:
@@ -142,7 +151,10 @@ def stream_pairs(truth: Truth, family: int, host: str, count: int, size: int) ->
 
 def mapped_pair(truth: Truth) -> None:
     """An IPv4 client of an IPv6 socket."""
-    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
+    with socket.socket(socket.AF_INET6) as listener:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind(("::", 0))
+        listener.listen()
         client = socket.socket()
         truth.connect(client, (V4, listener.getsockname()[1]))
         truth.close(truth.accept(listener), client)
@@ -227,8 +239,8 @@ def failures(truth: Truth, refused: int, empty: int) -> None:
     one.setblocking(False)
     for _ in range(empty):
         truth.attempt("recv", lambda: one.recv(1))
-    truth.attempt("connect", lambda: check(LIBC.connect(-1, b"", 0)))
-    truth.attempt("accept", lambda: check(LIBC.accept(999_999, None, None)))
+    truth.fail_on_no_socket("connect", lambda: check(LIBC.connect(-1, None, 0)))
+    truth.fail_on_no_socket("accept", lambda: check(LIBC.accept(999_999, None, None)))
     pipe = os.pipe()
     truth.attempt("send", lambda: check(LIBC.send(pipe[1], b"x", 1, 0)))
     os.write(one.fileno(), b"not by a socket call")
@@ -249,11 +261,13 @@ def silent_accept(truth: Truth, waiting: float) -> None:
 
         thread = threading.Thread(target=connect)
         thread.start()
+        begin = time.monotonic_ns()
         fd = check(LIBC.accept(listener.fileno(), None, None))
+        took = time.monotonic_ns() - begin
         thread.join()
         truth.note("accept", 0)
         server = socket.socket(fileno=fd)
-        event = {"call": "accept", "ret": fd, "error": None, "asked": False}
+        event = {"call": "accept", "ret": fd, "error": None, "asked": False, "at_most_ns": took}
         truth.events.append({**event, **name_ends(server, server.getpeername())})
         truth.close(server, client)
     truth.note("close", 0)
@@ -280,6 +294,23 @@ def close_files(count: int) -> None:
             assert error.errno == errno.EBADF
 
 
+def call_from_thread(comm: str) -> Truth:
+    """Seven datagrams sent by a thread that has a name of its own."""
+    truth = Truth()
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    def send() -> None:
+        name_myself(f"{comm}-thread")
+        for _ in range(7):
+            truth.send(one, 5)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    thread.join()
+    truth.close(one, other)
+    return truth
+
+
 def make_calls(directory: Path, ipv6: bool) -> Truth:
     """All of the above, in prime numbers."""
     truth = Truth()
@@ -303,12 +334,20 @@ def make_calls(directory: Path, ipv6: bool) -> Truth:
     return truth
 
 
-def main(comm: str, directory: str, ipv6: str) -> None:
+def name_myself(name: str) -> None:
+    """Change the calling thread's command name, the process's own in its first thread."""
+    LIBC.prctl(_PR_SET_NAME, name.encode())
+
+
+def main(comm: str, directory: str, what: str) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
-    LIBC.prctl(_PR_SET_NAME, comm.encode())
-    truth = make_calls(Path(directory), ipv6 == "ipv6")
-    LIBC.prctl(_PR_SET_NAME, b"done")
+    name_myself(comm)
+    if what == "threads":
+        truth = call_from_thread(comm)
+    else:
+        truth = make_calls(Path(directory), ipv6=os.path.exists("/proc/net/if_inet6"))
+    name_myself("done")
     print(json.dumps({"pid": os.getpid(), "calls": truth.calls, "events": truth.events}))
 
 

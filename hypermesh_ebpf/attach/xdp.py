@@ -109,10 +109,18 @@ def current(iface: str) -> tuple[XdpOccupant, ...]:
 
 
 def attach(
-    prog_fd: int, prog_id: int, iface: str, mode: str = "auto", replace: bool = False
+    prog_fd: int,
+    prog_id: int,
+    iface: str,
+    mode: str = "auto",
+    replace: bool = False,
+    *,
+    ifindex: int | None = None,
 ) -> XdpAttachment:
     """Attach an XDP program to an interface.
 
+    ``ifindex`` is the interface's where it was found before, so that the guard holds the program for
+    the very interface that gets it, should another one take the name in between.
     ``mode`` "auto" takes native where the driver has it, else generic.  ``replace`` takes the place
     of another program in one step, in the mode that it had unless another one is asked for; without
     it nobody's program is touched.  Raises InterfaceNotFound, InterfaceBusy, MissingPrivilege,
@@ -120,7 +128,8 @@ def attach(
     """
     if mode not in ("auto", "native", "generic"):
         raise UsageError(f"attach xdp in mode {mode!r}", "modes are auto, native and generic")
-    ifindex = find_interface(iface)
+    if ifindex is None:
+        ifindex = find_interface(iface)
     with _netlink(f"attach xdp to {iface}") as route:
         place = _Place(route, iface, ifindex, prog_fd)
         fallback = None

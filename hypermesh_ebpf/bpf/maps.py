@@ -126,7 +126,11 @@ class Map:
         # Keys first: deleting the current key while walking would start the walk again.
         key, found = None, []
         following = ct.create_string_buffer(self.spec.key_size)
-        while libbpf().bpf_map_get_next_key(self.fd, key, following) == 0:
+        while True:
+            if libbpf().bpf_map_get_next_key(self.fd, key, following) < 0:
+                if ct.get_errno() != errno.ENOENT:
+                    raise OSError(ct.get_errno(), "bpf_map_get_next_key")
+                break
             key = following.raw
             found.append(key)
             if len(found) > 2 * self.spec.max_entries:

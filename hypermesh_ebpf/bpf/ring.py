@@ -16,6 +16,7 @@ for: there libbpf's ``ring_buffer__consume`` reads.
 from __future__ import annotations
 
 import ctypes as ct
+import errno
 import mmap
 import os
 import platform
@@ -49,7 +50,12 @@ class RingBuffer:
             self._reader = reader(fd, size)
         except OSError as error:
             number = error.errno or 0
-            raise MapError("map the ring buffer into memory", describe_errno(number)) from error
+            raise MapError(
+                "map the ring buffer into memory",
+                describe_errno(number),
+                "see `hmebpf check-system`",
+                errno=number,
+            ) from error
 
     def fileno(self) -> int:
         return self._fd
@@ -105,18 +111,28 @@ class _LibbpfReader:
 
     def __init__(self, fd: int, size: int) -> None:
         self._records: list[bytes] = []
+        self._room = 0
 
         def take(_context: Any, data: int, length: int) -> int:
             self._records.append(ct.string_at(data, length))
-            return 0
+            self._room -= _HEADER + length
+            # libbpf goes on while records come: as many as fit into the ring are enough for once,
+            # or a program that makes them faster than we take them would never let us go.
+            return 0 if self._room > 0 else -errno.ECANCELED
 
+        self._size = size
         self._callback: Callable[..., int] = _SAMPLE_CALLBACK(take)
         self._ring = libbpf().ring_buffer__new(fd, self._callback, None, None)
         if not self._ring:
             raise OSError(ct.get_errno(), os.strerror(ct.get_errno()))
 
     def read(self) -> list[bytes]:
-        check(libbpf().ring_buffer__consume(self._ring))
+        self._room = self._size
+        try:
+            check(libbpf().ring_buffer__consume(self._ring))
+        except OSError as error:
+            if error.errno != errno.ECANCELED:
+                raise
         records, self._records = self._records, []
         return records
 

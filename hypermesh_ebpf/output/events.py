@@ -10,7 +10,10 @@ from hypermesh_ebpf.output.grid import Grid, Line, crop_line
 
 
 class EventLines:
-    """The events of one run of ``monitor``, whose event columns come most important first."""
+    """The events of one run of ``monitor``.
+
+    On a narrow terminal its event columns go from the right, but for a text that comes last.
+    """
 
     def __init__(self, monitor: Monitor, *, exact: bool, ascii: bool) -> None:
         columns = monitor.event_columns

@@ -77,8 +77,9 @@ class Grid:
 
     A column never becomes narrower while the width stays, so that nothing jumps.  ``keys`` are the
     fields that name a row: they are the last to go.  ``exact`` gives plain numbers.  ``flowing`` is
-    for lines that come one by one: columns begin with room for what is still to come, and no column
-    becomes wide for the sake of one long text, which then pushes the rest of its line aside.
+    for lines that come one by one: columns begin with room for what is still to come, no column
+    becomes wide for the sake of one long text, which then pushes the rest of its line aside, and a
+    text that comes last (arguments) is kept like a key and has more room than others.
     """
 
     def __init__(
@@ -100,6 +101,10 @@ class Grid:
         self._right = [
             None if column.kind == "text" else column.kind in NUMERIC for column in self.columns
         ]
+        self._floors = [_TEXT_FLOOR] * len(self.columns)
+        if flowing and self._texts[-1]:
+            self._keys[-1] = True
+            self._floors[-1] = _FLOWING_FLOOR
         self._headings = [cells(column.heading) for column in self.columns]
         self._first_widths = list(self._headings)
         if flowing:
@@ -200,27 +205,28 @@ class Grid:
             if excess(bar_width) <= 0:
                 return shown, widths, bar_width
         while True:
-            floor = _FLOWING_FLOOR if self._flowing and len(shown) > 5 else _TEXT_FLOOR
             for narrow in (_BAR_WIDTHS[-1], 0, None) if share else (None,):
                 widths = list(self._widths)
-                self._shrink(widths, shown, excess(narrow), floor)
+                self._shrink(widths, shown, excess(narrow), self._floors)
                 if excess(narrow) <= 0:
                     return shown, widths, narrow
             others = [index for index in shown if not self._keys[index]]
             if not others or len(shown) == 1:
                 break
             shown.remove(others[-1])
-        self._shrink(widths, shown, excess(None), 4)
+        self._shrink(widths, shown, excess(None), [4] * len(widths))
         while excess(None) > 0 and len(shown) > 1:
             shown.pop()
         widths[shown[0]] = min(widths[shown[0]], width)
         return shown, widths, None
 
-    def _shrink(self, widths: list[int], shown: Sequence[int], excess: int, floor: int) -> None:
-        """Take ``excess`` from the widest texts, none below ``floor`` or its heading."""
+    def _shrink(
+        self, widths: list[int], shown: Sequence[int], excess: int, floors: Sequence[int]
+    ) -> None:
+        """Take ``excess`` from the widest texts, none below its floor or its heading."""
         texts = [index for index in shown if self._texts[index]]
         while excess > 0:
-            able = [i for i in texts if widths[i] > max(floor, self._headings[i])]
+            able = [i for i in texts if widths[i] > max(floors[i], self._headings[i])]
             if not able:
                 return
             widths[max(able, key=widths.__getitem__)] -= 1

@@ -61,7 +61,15 @@ def close_input(owner: Owner) -> None:
 
 
 @pytest.mark.parametrize(
-    "end", [kill_owner, kill_group, interrupt_group, hang_up_group, signal_both, close_input]
+    "end",
+    [
+        kill_owner,
+        pytest.param(kill_group, marks=pytest.mark.vm_too),
+        interrupt_group,
+        hang_up_group,
+        signal_both,
+        close_input,
+    ],
 )
 def test_nothing_stays_however_the_owner_ends(veth: VethPair, end: Callable[[Owner], None]) -> None:
     owner = Owner(veth.left, "lo", veth.left_iface, start_new_session=True)
@@ -117,6 +125,7 @@ def test_memory_of_the_guard(veth: VethPair) -> None:
     kill_owner(owner)
 
 
+@pytest.mark.vm_too
 def test_killed_guard_is_noticed_and_replaced(veth: VethPair) -> None:
     owner = Owner(veth.left, "lo", veth.left_iface)
     assert owner.tell("watch") == {"waiting": True}

@@ -41,6 +41,7 @@ def sweep(ns: Namespace, *prefix: str) -> list[str]:
     return lines
 
 
+@pytest.mark.vm_too
 def test_owner_and_guard_killed_at_once_leaves_it_to_the_next_sweep(veth: VethPair) -> None:
     owner = Owner(veth.left, "lo", veth.left_iface)
     kill_both(owner)

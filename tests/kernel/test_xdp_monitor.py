@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import in_virtual_machine
 from tests.netns import Namespace, VethPair, needs_namespaces, veth_pair, wait_until
 from tests.packets import ethernet, ipv4, ipv6, received_packets, send_frames, tcp, udp
 from tests.running import COMMAND, ROOT, Running, running
 
-pytestmark = [needs_namespaces, pytest.mark.vm_too]
+pytestmark = needs_namespaces
 
 PRIME = 211
 
@@ -52,6 +51,7 @@ def attached(ns: Namespace, iface: str) -> bool:
     return "xdp" in ns.run("ip", "-d", "link", "show", iface).stdout
 
 
+@pytest.mark.vm_too
 def test_pings_on_loopback_agree_with_proc_net_dev() -> None:
     with Namespace() as ns, running("xdp", "--iface", "lo", namespace=ns) as monitor:
         before = received_packets(ns, "lo")
@@ -104,6 +104,7 @@ def test_tcp_over_veth_agrees_with_proc_net_dev(veth: VethPair) -> None:
     assert 0 <= received - monitor.last["totals"]["packets"] <= 4
 
 
+@pytest.mark.vm_too
 def test_every_header_is_walked(wire: VethPair) -> None:
     udp6 = udp(53, b"data")
     hop_by_hop, options = bytes([60, 0]) + bytes(6), bytes([17, 1]) + bytes(14)
@@ -198,7 +199,6 @@ def send_all(veth: VethPair, frames: list[bytes]) -> None:
     )
 
 
-@pytest.mark.skipif(in_virtual_machine(), reason="too slow when emulated")
 def test_full_map_is_told_and_totals_stay_right(wire: VethPair) -> None:
     room, extra = 65536, 101
     with watch(wire, "--by", "source", "--fail-on-loss") as monitor:
@@ -233,6 +233,7 @@ def test_several_interfaces(wire: VethPair) -> None:
     }
 
 
+@pytest.mark.vm_too
 @pytest.mark.parametrize("whole_group", [False, True])
 def test_nothing_is_left_after_kill_9(veth: VethPair, whole_group: bool) -> None:
     with watch(veth, start_new_session=True) as monitor:

@@ -26,7 +26,7 @@ PROGRAMS = "cat chmod cmp cp flock grep mkdir mv readlink rm sed tail touch"
 
 APT_GET = """#!/bin/sh
 echo "$*" >>"$FAKE/apt-calls"
-case " $* " in *" install "*) ;; *) exit 0 ;; esac
+case " $* " in *" install "*) touch "$FAKE/apt-installs" ;; *) exit 0 ;; esac
 echo dlstatus:1:50.0000:Retrieving file 1 of 2 >&5
 echo pmstatus:libbpf1:amd64:80.0000:Unpacking libbpf1 >&5
 [ ! -e "$FAKE/apt-waits" ] || cat "$FAKE/apt-waits" >/dev/null
@@ -340,10 +340,23 @@ def test_killed_half_way_the_next_call_starts_over(checkout: Checkout) -> None:
     assert "installing Python packages" in done.stderr
 
 
+def test_interrupted_it_says_so_and_the_next_call_starts_over(checkout: Checkout) -> None:
+    os.mkfifo(checkout.fake / "apt-waits")
+    first = checkout.start("xdp")
+    await_file(checkout.fake / "apt-installs", first)
+    os.killpg(first.pid, signal.SIGTERM)  # as Ctrl-C does: to all processes of the call
+    _, err = first.communicate()
+    assert first.returncode != 0
+    assert "interrupted; call again" in err
+    (checkout.fake / "apt-waits").unlink()
+    done = checkout.call("xdp")
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_first_calls_share_one_installation(checkout: Checkout) -> None:
     os.mkfifo(checkout.fake / "apt-waits")
     first = checkout.start("one")
-    await_file(checkout.fake / "apt-calls", first)
+    await_file(checkout.fake / "apt-installs", first)
     second = checkout.start("two")
     assert second.stderr is not None
     assert "waiting for it" in second.stderr.readline()

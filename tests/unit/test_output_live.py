@@ -20,6 +20,8 @@ import pytest
 
 from hypermesh_ebpf.metrics.sample import Degraded, End, Event, Histogram, Loss, Sample, Start
 from hypermesh_ebpf.monitors.declaration import Column, Monitor
+from hypermesh_ebpf.output.events import EventLines
+from hypermesh_ebpf.output.grid import Grid, line_cells
 from hypermesh_ebpf.output.sink import OutputClosed, open_sink
 
 ROOT = Path(__file__).parents[2]
@@ -282,6 +284,43 @@ def test_narrow_terminal_loses_the_least_important_columns_first(opened):
         assert len(narrower) <= len(wider)
         assert narrower == [word for word in headings[0] if word in narrower]
     assert headings[-1] == ["source", "packets"]
+
+
+def test_what_names_a_row_goes_last_wherever_it_stands():
+    columns = (Column("n", "calls", "count"), Column("b", "bytes", "bytes"), Column("comm", "comm"))
+    for width, headings in ((40, "calls bytes comm"), (15, "calls comm"), (7, "comm")):
+        grid = Grid(columns, ("comm",), exact=False, ascii=False)
+        heading, lines = grid.lines([{"n": 5, "b": 7, "comm": "bash"}], width)
+        assert " ".join("".join(text for text, _ in heading).split()) == headings
+        assert all(line_cells(line) <= width for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("columns", "heading"),
+    [
+        (120, "time pid comm took file args"),
+        (80, "time pid comm took args"),
+        (60, "time pid comm args"),
+        (40, "time args"),
+    ],
+)
+def test_events_keep_their_arguments_on_a_narrow_terminal(columns, heading):
+    event_columns = (
+        Column("pid", "pid"),
+        Column("comm", "comm"),
+        Column("took_ns", "took", "ns"),
+        Column("filename", "file"),
+        Column("args", "args"),
+    )
+    monitor = Monitor(
+        "e", "", "e.c", (), None, lambda o: (), lambda o: (), (), "", (), event_columns
+    )
+    fields = {"pid": 7, "comm": "bash", "took_ns": 1, "filename": "/usr/bin/bash" * 3}
+    event = Event(0.0, "e", {**fields, "args": [f"{number}" for number in range(999)]})
+    lines = EventLines(monitor, exact=False, ascii=False).lines([event], columns, 40)
+    assert " ".join("".join(text for text, _ in lines[0]).split()) == heading
+    assert 12 <= len(re.search("0 1 2 .*…", "".join(text for text, _ in lines[1]))[0])
+    assert all(line_cells(line) <= columns for line in lines)
 
 
 def test_rows_that_do_not_fit_are_counted(opened):

@@ -1,0 +1,214 @@
+"""net-monitor against known socket calls, on every rung that this kernel has."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hypermesh_ebpf.host.ladder import probe_rung
+from hypermesh_ebpf.monitors import load
+from hypermesh_ebpf.monitors.declaration import Rung
+from tests.netns import Namespace, needs_namespaces
+from tests.running import ROOT, Running, run_cli, running
+
+pytestmark = [pytest.mark.vm_too, needs_namespaces]
+
+MONITOR = load("net-monitor")
+RUNGS = {rung.name: rung for rung in MONITOR.rungs}
+COMM = f"hmn{os.getpid() % 10**6}"
+
+
+@pytest.fixture(params=RUNGS)
+def rung(request: pytest.FixtureRequest) -> Rung:
+    """Each rung that can run here; the others run in the virtual machines."""
+    found = RUNGS[request.param]
+    available = probe_rung(found)
+    if not available.available:
+        pytest.skip(f"rung {found.name}: {available.reason}")
+    return found
+
+
+class Traffic:
+    """tests/sockets.py as a process, ready and waiting in a network namespace of its own."""
+
+    def __init__(self, namespace: Namespace, directory: Path, what: str = "calls") -> None:
+        argv = [sys.executable, "-m", "tests.sockets", COMM, str(directory), what]
+        self._process = namespace.start(*argv, cwd=ROOT)
+        self.pid = self._process.pid
+        self._read()
+
+    def go(self) -> dict[str, Any]:
+        """Let it make its calls, to the end; what it made: "pid", "calls" and "events"."""
+        assert self._process.stdin
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        truth: dict[str, Any] = json.loads(self._read())
+        assert self._process.wait() == 0
+        return truth
+
+    def _read(self) -> str:
+        assert self._process.stdout and self._process.stderr
+        return self._process.stdout.readline() or pytest.fail(self._process.stderr.read())
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    with Namespace() as namespace:
+        yield namespace
+
+
+def counts(row: dict[str, Any]) -> dict[str, Any]:
+    """What a row counted, in the workload's words."""
+    return {
+        "calls": row["calls"],
+        "errors": row["errors"],
+        "bytes": row["bytes"] or 0,
+        "errnos": row["errnos"] or {},
+    }
+
+
+def seen(rung: Rung, calls: dict[str, Any]) -> dict[str, Any]:
+    """What of the truth a rung can see."""
+    return {name: row for name, row in calls.items() if name != "close" or "closes" not in rung.lost}
+
+
+def comparable(rung: Rung, event: dict[str, Any]) -> dict[str, Any]:
+    """An event's fields that this rung gives, without those that nobody knows beforehand."""
+    fields = ["call", "ret", "error", "family", "address", "port", "local_address", "local_port"]
+    event = {name: event[name] for name in fields if name in rung.fields} | {
+        name: None for name in fields if name not in rung.fields
+    }
+    return event
+
+
+def test_counts_and_events_are_exact(rung: Rung, namespace: Namespace, tmp_path: Path) -> None:
+    traffic = Traffic(namespace, tmp_path)
+    with running("net-monitor", "--rung", rung.name, "--comm", COMM, "--events") as monitor:
+        truth = traffic.go()
+        monitor.finish()
+    assert {row["call"]: counts(row) for row in monitor.last["rows"]} == seen(rung, truth["calls"])
+    assert {(row["pid"], row["comm"]) for row in monitor.last["rows"]} == {(truth["pid"], COMM)}
+    calls = seen(rung, truth["calls"]).values()
+    totals = monitor.last["totals"]
+    assert totals["calls"] == sum(row["calls"] for row in calls)
+    assert totals["errors"] == sum(row["errors"] for row in calls)
+    assert totals["bytes"] == sum(row["bytes"] for row in calls)
+    assert not any(monitor.last["loss"].values())
+
+    def order(event: dict[str, Any]) -> str:
+        return json.dumps(event, sort_keys=True)
+
+    if "local_address" not in rung.fields:
+        for event in truth["events"]:  # nobody asked for the address, so it was written nowhere
+            if event.get("asked") is False:
+                event.update(family=None, address=None, port=None)
+    expected = sorted((comparable(rung, e) for e in truth["events"]), key=order)
+    assert sorted((comparable(rung, e) for e in monitor.events), key=order) == expected
+    assert all((e["pid"], e["comm"], e["uid"]) == (truth["pid"], COMM, 0) for e in monitor.events)
+    assert sum(e["latency_ns"] for e in monitor.events) <= sum(
+        e["at_most_ns"] for e in truth["events"]
+    )
+
+
+def test_time_and_latency_of_an_accept_that_waits(
+    rung: Rung, namespace: Namespace, tmp_path: Path
+) -> None:
+    traffic = Traffic(namespace, tmp_path)
+    with running("net-monitor", "--rung", rung.name, "--comm", COMM, "--events") as monitor:
+        truth = traffic.go()
+        monitor.finish()
+    waited = max(e["latency_ns"] for e in monitor.events if e["call"] == "accept")
+    (at_most,) = [e["at_most_ns"] for e in truth["events"] if e.get("asked") is False]
+    assert 50_000_000 <= waited <= at_most
+    (row,) = [row for row in monitor.last["rows"] if row["call"] == "accept"]
+    assert row["avg_ns"] * row["calls"] >= waited
+    assert row["p50_ns"] < 50_000_000 <= row["p99_ns"] * 2
+    histograms = {h["name"]: h["buckets"] for h in monitor.last["histograms"]}
+    assert sum(count for _, _, count in histograms["accept latency"]) == row["calls"]
+    assert sum(count for low, high, count in histograms["accept latency"] if high >= waited) == 1
+    assert sum(c for _, _, c in histograms["latency"]) == monitor.last["totals"]["calls"]
+
+
+def test_rows_by_comm_and_by_call(rung: Rung, namespace: Namespace, tmp_path: Path) -> None:
+    traffic = Traffic(namespace, tmp_path)
+    with (
+        running("net-monitor", "--rung", rung.name, "--comm", COMM, "--by", "comm") as by_comm,
+        running("net-monitor", "--rung", rung.name, "--comm", COMM, "--by", "call") as by_call,
+    ):
+        truth = traffic.go()
+        by_comm.finish()
+        by_call.finish()
+    expected = seen(rung, truth["calls"])
+    assert {row["call"]: counts(row) for row in by_comm.last["rows"]} == expected
+    assert {row["call"]: counts(row) for row in by_call.last["rows"]} == expected
+    assert all("pid" not in row and row["comm"] == COMM for row in by_comm.last["rows"])
+    assert all("comm" not in row for row in by_call.last["rows"])
+
+
+def test_name_of_a_thread_and_of_its_process(
+    rung: Rung, namespace: Namespace, tmp_path: Path
+) -> None:
+    traffic = Traffic(namespace, tmp_path, "threads")
+    with running("net-monitor", "--rung", rung.name, "--pid", str(traffic.pid)) as monitor:
+        truth = traffic.go()
+        monitor.finish()
+    (row,) = [row for row in monitor.last["rows"] if row["call"] == "send"]
+    assert counts(row) == truth["calls"]["send"]
+    by_thread = any("names of processes" in lost for lost in rung.lost)
+    assert row["comm"] == (f"{COMM}-thread"[:15] if by_thread else COMM)
+
+
+@pytest.mark.parametrize("option", ["--pid", "--uid", "--comm"])
+def test_filters_leave_others_out(option: str, namespace: Namespace, tmp_path: Path) -> None:
+    traffic = Traffic(namespace, tmp_path)
+    other = {"--pid": str(os.getpid()), "--uid": "4294967294", "--comm": COMM[:-1]}[option]
+    same = {"--pid": str(traffic.pid), "--uid": "root", "--comm": COMM}[option]
+    with (
+        running("net-monitor", option, other, "--events") as excludes,
+        running("net-monitor", option, same, "--events") as includes,
+    ):
+        truth = traffic.go()
+        excludes.finish()
+        includes.finish()
+    mine = [row for row in includes.last["rows"] if row["comm"] == COMM]
+    assert {row["call"]: counts(row) for row in mine} == truth["calls"]
+    assert not [row for row in excludes.last["rows"] if row["comm"] == COMM]
+    assert not [event for event in excludes.events if event["comm"] == COMM]
+
+
+def test_no_events_unless_asked_for(namespace: Namespace, tmp_path: Path) -> None:
+    traffic = Traffic(namespace, tmp_path)
+    with running("net-monitor", "--comm", COMM) as monitor:
+        traffic.go()
+        monitor.finish()
+    assert monitor.last["totals"]["calls"] > 0
+    assert monitor.events == []
+
+
+def test_nothing_stays_in_the_kernel(rung: Rung) -> None:
+    with running("net-monitor", "--rung", rung.name) as monitor:
+        programs = set(monitor.start["prog_ids"])
+        assert programs <= loaded_programs()
+        monitor.finish()
+    assert not programs & loaded_programs()
+
+
+def test_an_unknown_user_is_a_usage_error() -> None:
+    done = run_cli("net-monitor", "--uid", "no-such-user")
+    assert done.returncode == 2
+    assert "error: --uid no-such-user: no such user" in done.stderr
+    assert "getent passwd" in done.stderr
+
+
+def test_table_shows_errors_by_name(namespace: Namespace, tmp_path: Path) -> None:
+    traffic = Traffic(namespace, tmp_path)
+    with running("net-monitor", "--comm", COMM) as monitor:
+        traffic.go()
+        monitor.finish()
+    assert isinstance(monitor, Running)
