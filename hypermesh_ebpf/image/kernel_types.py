@@ -170,14 +170,18 @@ class KernelTypes:
             type_id = this.size
         return type_id
 
+    def _element(self, type_id: int) -> int:
+        """The id behind typedefs, qualifiers and arrays."""
+        while (this := self._type(type_id := self._resolve(type_id))).kind == ARRAY:
+            type_id = self._array(this)[0]
+        return type_id
+
     def _aggregate(self, type_id: int) -> int | None:
         """The structure or union that a type is, points to, or is an array of; else None."""
-        type_id = self._resolve(type_id)
+        type_id = self._element(type_id)
         this = self._type(type_id)
         if this.kind == PTR:
             type_id = self._resolve(this.size)
-        elif this.kind == ARRAY:
-            type_id = self._resolve(self._array(this)[0])
         return type_id if self._type(type_id).kind in (STRUCT, UNION) else None
 
     def _array(self, this: _Type) -> tuple[int, int]:
@@ -206,7 +210,7 @@ class KernelTypes:
             if type_id in order:
                 return
             for member in self._members(type_id):
-                inner = self._resolve(member.type)
+                inner = self._element(member.type)
                 if member.name in words and inner in named and inner != type_id:
                     visit(inner)
             order[type_id] = None

@@ -73,8 +73,10 @@ class Frame:
     def lines(self, width: int | None, height: int | None) -> list[Line]:
         """All that is known, in at most ``height`` lines of at most ``width`` columns."""
         head, sample = self.title(width), self._sample
-        if height is not None:
-            del head[max(2, height // 4) :]  # a long notice gives way to what is counted
+        most = max(2, height // 4) if height is not None else len(head)
+        if len(head) > most:  # a long notice gives way to what is counted
+            text, style = head[most - 1][0]
+            head[most - 1 :] = [[(text.rstrip() + " ...", style)]]
         if sample is None:
             return self._cut([*head, [("waiting for the first reading", "dim")]], width, height)
         loss = self._cut([self.loss(sample.loss)], width, None)

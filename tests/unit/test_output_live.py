@@ -299,7 +299,8 @@ def test_what_names_a_row_goes_last_wherever_it_stands():
     ("columns", "heading"),
     [
         (120, "time pid comm took file args"),
-        (80, "time pid comm took args"),
+        (80, "time pid comm took file args"),
+        (75, "time pid comm took args"),
         (60, "time pid comm args"),
         (40, "time args"),
     ],
@@ -319,7 +320,7 @@ def test_events_keep_their_arguments_on_a_narrow_terminal(columns, heading):
     event = Event(0.0, "e", {**fields, "args": [f"{number}" for number in range(999)]})
     lines = EventLines(monitor, exact=False, ascii=False).lines([event], columns, 40)
     assert " ".join("".join(text for text, _ in lines[0]).split()) == heading
-    assert 12 <= len(re.search("0 1 2 .*…", "".join(text for text, _ in lines[1]))[0])
+    assert len(re.search("0 1 2 .*…", "".join(text for text, _ in lines[1]))[0]) >= 12
     assert all(line_cells(line) <= columns for line in lines)
 
 
