@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TextIO
 
 from hypermesh_ebpf.errors import HmebpfError, LossSeen
-from hypermesh_ebpf.metrics.sample import End, Loss, Sample
+from hypermesh_ebpf.metrics.sample import End, Loss
 from hypermesh_ebpf.monitors.declaration import Monitor, Options
 from hypermesh_ebpf.output.sink import OutputClosed, Sink, open_sink
 from hypermesh_ebpf.session import Opening, Session
@@ -137,7 +137,7 @@ class _Loop:
     def __init__(self, session: Session, sink: Sink, run: RunOptions, stop: Stop) -> None:
         self._session, self._sink, self._run, self._stop = session, sink, run, stop
         self._shows_events = session.monitor.events == "always" or run.events
-        self._last: Sample | None = None
+        self._counted = Loss(None, None, None)  # by the kernel, as of the last reading
 
     def run(self) -> str | None:
         """Run to the end; what was lost, in words, or None."""
@@ -204,18 +204,22 @@ class _Loop:
 
     def _show(self) -> None:
         sample = self._session.read()
-        lost = (sample.loss.events_lost or 0) + self._sink.lost
-        self._last = replace(sample, loss=replace(sample.loss, events_lost=lost))
-        self._sink.sample(self._last)
+        self._counted = sample.loss
+        self._sink.sample(replace(sample, loss=self._loss()))
 
     def _end(self, reason: str) -> None:
         session = self._session
-        loss = self._last.loss if self._last else Loss(None, None, None)
-        self._sink.end(End(time.time(), session.monitor.name, session.target, reason, loss))
+        self._sink.end(End(time.time(), session.monitor.name, session.target, reason, self._loss()))
+
+    def _loss(self) -> Loss:
+        """What the kernel could not hand to us, and what the sink could not hand on."""
+        counted, unwritten = self._counted, self._sink.lost
+        if not unwritten:
+            return counted
+        return replace(counted, events_lost=(counted.events_lost or 0) + unwritten)
 
     def _lost(self) -> str | None:
-        """What was lost, in words; None if nothing is known to be."""
-        if self._last is None or not self._last.loss.any():
-            return None
-        counts = self._last.loss.as_dict()
-        return ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in counts.items() if n)
+        """The losses in words; None if nothing is known to be lost."""
+        counts = self._loss().as_dict()
+        lost = [f"{name.replace('_', ' ')} {n}" for name, n in counts.items() if n]
+        return ", ".join(lost) or None

@@ -86,15 +86,12 @@ def _degraded(choice: Choice, failed: list[str]) -> dict[str, Any] | None:
     """What a rung below the first means for the user; None on the first."""
     if choice.index == 0:
         return None
-    by_reason: dict[str, list[str]] = {}
-    for rung, availability in choice.skipped:
-        by_reason.setdefault(availability.reason or "", []).append(rung.name)
-    reasons = [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+    reasons = [*failed, choice.reason] if choice.reason else failed
     return {
         "rung": choice.index + 1,
         "hook": choice.rung.name,
         "lost": list(choice.rung.lost),
-        "reason": "; ".join(failed + reasons),
+        "reason": "; ".join(reasons) or None,
     }
 
 

@@ -119,8 +119,9 @@ def attach(
 ) -> XdpAttachment:
     """Attach an XDP program to an interface.
 
-    ``ifindex`` is the interface's where it was found before, so that the guard holds the program for
-    the very interface that gets it, should another one take the name in between.
+    ``ifindex`` is the interface's where it was found before: the guard then holds the program for
+    the very interface that gets it, even if another one takes the name in between.
+
     ``mode`` "auto" takes native where the driver has it, else generic.  ``replace`` takes the place
     of another program in one step, in the mode that it had unless another one is asked for; without
     it nobody's program is touched.  Raises InterfaceNotFound, InterfaceBusy, MissingPrivilege,

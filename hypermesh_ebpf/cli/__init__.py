@@ -9,7 +9,11 @@ import click
 from hypermesh_ebpf import __version__, monitors
 from hypermesh_ebpf.errors import HmebpfError
 
-_COMMANDS = {"check-system": "check_system", "cache": "cache"}
+# name: (module and function in this package, what --help says of it)
+_COMMANDS = {
+    "check-system": ("check_system", "What this machine can do, and how to mend what it cannot."),
+    "cache": ("cache", "Show or clear the compiled programs that are kept on disk."),
+}
 
 
 class _Commands(click.Group):
@@ -22,7 +26,7 @@ class _Commands(click.Group):
         if cmd_name in _COMMANDS:
             from importlib import import_module
 
-            name = _COMMANDS[cmd_name]
+            name, _help = _COMMANDS[cmd_name]
             command: click.Command = getattr(import_module(f"{__name__}.{name}"), name)
             return command
         if cmd_name in monitors.names():
@@ -30,6 +34,13 @@ class _Commands(click.Group):
 
             return make_command(monitors.load(cmd_name))
         return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without making them: that would import every declaration."""
+        with formatter.section("Monitors"):
+            formatter.write_dl([(name, monitors.summary(name)) for name in monitors.names()])
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_module, text) in _COMMANDS.items()])
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

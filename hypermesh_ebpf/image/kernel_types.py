@@ -42,7 +42,10 @@ TYPE_TAG, ENUM64 = 18, 19
 _TRANSPARENT = (TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG)
 _SIGNED = 1  # BTF_INT_SIGNED
 
-_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.S)
+# Comments, strings and characters: what they name is not used.
+_NO_CODE = re.compile(
+    r"""/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.S
+)
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _AGGREGATE = re.compile(r"\b(struct|union)\s+(\w+)")
 _DEFINITION = re.compile(r"\b(?:struct|union)\s+(\w+)\s*\{")
@@ -124,7 +127,7 @@ class KernelTypes:
         What ``headers``, the text's own, define is left to them.  Raises CompileError for a
         structure that neither the text nor this kernel defines.
         """
-        text = _COMMENT.sub(" ", text)
+        text = _NO_CODE.sub(" ", text)
         words = set(_WORD.findall(text))
         own = set(_DEFINITION.findall(text + headers)) | _IN_BCCS_BPF_H
         wanted = {(kind, name) for kind, name in _AGGREGATE.findall(text) if name not in own}

@@ -179,7 +179,8 @@ class _Collector:
 
     def _rows(self, calls: list[tuple[str, Any]]) -> list[dict[str, Value]]:
         errnos: dict[tuple[int, bytes, int], Errnos] = {}
-        for failure, times in self._maps["failures"].items():
+        failures = sorted(self._maps["failures"].items(), key=lambda item: -item[1])
+        for failure, times in failures:
             place = errnos.setdefault((failure.pid, failure.comm, failure.call), Errnos())
             place[name_errno(failure.number)] = times
         if self._by == "call":
@@ -331,7 +332,7 @@ MONITOR = Monitor(
             "raw tracepoint",
             _RAW_TRACEPOINTS,
             fields=_FIELDS,
-            lost=("low cost: it runs on every system call",),
+            lost=("low cost (it runs on every system call)",),
             defines={"RUNG_RAW_TRACEPOINT": 1, "WITH_BTF": 1},
             needs_btf=True,
         ),
@@ -346,7 +347,7 @@ MONITOR = Monitor(
             "raw tracepoint without BTF",
             _RAW_TRACEPOINTS,
             fields=_NO_BTF_FIELDS,
-            lost=(*_LOST_WITHOUT_BTF, "low cost: it runs on every system call"),
+            lost=(*_LOST_WITHOUT_BTF, "low cost (it runs on every system call)"),
             defines={"RUNG_RAW_TRACEPOINT": 1},
         ),
     ),
@@ -361,7 +362,7 @@ MONITOR = Monitor(
         Column("p50_ns", "p50", "ns"),
         Column("p99_ns", "p99", "ns"),
         Column("errors", "errors", "count"),
-        Column("errnos", "which"),
+        Column("errnos", "errno"),
     ),
     key=lambda options: _KEYS[options["by"]],
     counters=("calls", "errors", "bytes"),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import ctypes
 import json
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +15,12 @@ from typing import Any
 
 import pytest
 
+from hypermesh_ebpf.bpf.libbpf import libbpf
 from hypermesh_ebpf.host.ladder import probe_rung
 from hypermesh_ebpf.monitors import load
 from hypermesh_ebpf.monitors.declaration import Rung
-from tests.netns import Namespace, needs_namespaces
-from tests.running import ROOT, Running, run_cli, running
+from tests.netns import Namespace, needs_namespaces, wait_until
+from tests.running import ROOT, run_cli, running
 
 pytestmark = [pytest.mark.vm_too, needs_namespaces]
 
