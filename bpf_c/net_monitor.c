@@ -218,6 +218,7 @@ static __always_inline void read_sockaddr(struct event *event, u64 at, u64 lengt
 	event->family = family;
 	if (family == AF_UNIX) {
 		length -= sizeof(family);
+		hide_from_clang(length);
 		if (length > ADDRESS_SIZE)
 			length = ADDRESS_SIZE;
 		if (!bpf_probe_read_user(event->peer.address, length, (void *)at + 2))
@@ -243,9 +244,10 @@ static __always_inline void read_unix_end(struct end *end, struct unix_sock *uni
 	if (!addr)
 		return; /* it was never bound */
 	bpf_probe_read_kernel(&length, sizeof(addr->len), &addr->len);
-	if (length < sizeof(u16) || length > sizeof(u16) + ADDRESS_SIZE)
-		return;
 	length -= sizeof(u16); /* sun_family */
+	hide_from_clang(length);
+	if (length > ADDRESS_SIZE)
+		return;
 	if (!bpf_probe_read_kernel(end->address, length, (void *)(addr + 1) + 2))
 		end->length = length;
 }

@@ -93,6 +93,12 @@ def run_program(fd: int, packet: bytes = b"", repeat: int = 1) -> int:
     return int(options.retval)
 
 
+def run_in_this_task(fd: int) -> None:
+    """Run a raw tracepoint program here and now (Linux 5.10), without arguments."""
+    options = _TestRunOptions(sz=ct.sizeof(_TestRunOptions))
+    check(_LIBBPF.bpf_prog_test_run_opts(fd, ct.byref(options)))
+
+
 @dataclass(frozen=True, slots=True)
 class Programs:
     """An image in the kernel: descriptors of its programs, and its maps, by name."""

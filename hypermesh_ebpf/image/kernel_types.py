@@ -43,23 +43,39 @@ _TRANSPARENT = (TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG)
 _SIGNED = 1  # BTF_INT_SIGNED
 
 # Comments, strings and characters: what they name is not used.
-_NO_CODE = re.compile(
-    r"""/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.S
-)
+_NO_CODE = re.compile(r"""/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.S)
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _AGGREGATE = re.compile(r"\b(struct|union)\s+(\w+)")
 _DEFINITION = re.compile(r"\b(?:struct|union)\s+(\w+)\s*\{")
 
-# Contexts of programs, which BCC's copy of uapi/linux/bpf.h defines: a second definition would
-# clash.
+# What BCC's copy of uapi/linux/bpf.h defines (0.26): a second definition would clash.
 _IN_BCCS_BPF_H = frozenset(
     {
         "__sk_buff",
+        "bpf_attr",
+        "bpf_btf_info",
         "bpf_cgroup_dev_ctx",
+        "bpf_cgroup_storage_key",
+        "bpf_core_relo",
+        "bpf_cpumap_val",
+        "bpf_devmap_val",
+        "bpf_dynptr",
         "bpf_fib_lookup",
+        "bpf_flow_keys",
+        "bpf_func_info",
+        "bpf_insn",
+        "bpf_iter_link_info",
+        "bpf_line_info",
+        "bpf_link_info",
+        "bpf_list_head",
+        "bpf_list_node",
+        "bpf_map_info",
         "bpf_perf_event_data",
         "bpf_perf_event_value",
+        "bpf_pidns_info",
+        "bpf_prog_info",
         "bpf_raw_tracepoint_args",
+        "bpf_redir_neigh",
         "bpf_sk_lookup",
         "bpf_sock",
         "bpf_sock_addr",
@@ -67,9 +83,14 @@ _IN_BCCS_BPF_H = frozenset(
         "bpf_sock_tuple",
         "bpf_sockopt",
         "bpf_spin_lock",
+        "bpf_stack_build_id",
         "bpf_sysctl",
         "bpf_tcp_sock",
+        "bpf_timer",
         "bpf_tunnel_key",
+        "bpf_xdp_sock",
+        "bpf_xfrm_state",
+        "btf_ptr",
         "sk_msg_md",
         "sk_reuseport_md",
         "xdp_md",

@@ -194,7 +194,6 @@ def test_replace_of_nothing_attaches(clean: VethPair, programs: tuple[Program, P
     assert xdp.attach(ours.fd, ours.id, clean.left_iface, replace=True).mode == "native"
 
 
-@pytest.mark.vm_too
 def test_failed_replace_puts_the_other_program_back(
     clean: VethPair, programs: tuple[Program, Program]
 ) -> None:
@@ -227,7 +226,6 @@ def test_replace_hits_nobody_who_came_meanwhile(
     assert seen(clean.left, clean.left_iface) == ("native", third.id)
 
 
-@pytest.mark.vm_too
 @pytest.mark.parametrize("link_mode", ["native", "generic"])
 @pytest.mark.parametrize("mode", ["auto", "native", "generic"])
 @pytest.mark.parametrize("replace", [False, True])

@@ -125,9 +125,9 @@ class Checkout:
             **more,
         }
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, script: str = "hmebpf") -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [self.root / "scripts/hmebpf", *arguments],
+            [self.root / "scripts" / script, *arguments],
             env=self.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -149,6 +149,9 @@ class Checkout:
             text=True,
             timeout=300,
         )
+
+    def install(self) -> subprocess.CompletedProcess[str]:
+        return self.call(via=self.root / "scripts/install")
 
     def apt_calls(self) -> str:
         calls = self.fake / "apt-calls"
@@ -178,6 +181,13 @@ def installed(
     shutil.copytree(first_call[0].root / ".venv", checkout.root / ".venv", symlinks=True)
     (checkout.fake / "bcc").touch()
     return checkout
+
+
+@pytest.fixture
+def lacking_bcc(installed: Checkout) -> Checkout:
+    """An installed checkout from whose machine BCC was removed."""
+    (installed.fake / "bcc").unlink()
+    return installed
 
 
 def assert_error(done: subprocess.CompletedProcess[str], *told: str) -> None:
@@ -262,37 +272,42 @@ def test_without_apt_get_other_systems_packages_are_named(checkout: Checkout) ->
     assert not (checkout.root / ".venv").exists()
 
 
-def test_failed_apt_get_is_reported_and_tried_again(checkout: Checkout) -> None:
-    (checkout.fake / "apt-says").write_text("E: Unable to fetch some archives\n")
-    done = checkout.call("xdp")
-    log = checkout.root / ".venv/install.log"
-    assert_error(done, "python3-bpfcc: Unable to fetch some archives", str(log))
+def test_failed_apt_get_is_reported_and_tried_again(lacking_bcc: Checkout) -> None:
+    (lacking_bcc.fake / "apt-says").write_text("E: Unable to fetch some archives\n")
+    log = lacking_bcc.root / ".venv/install.log"
+    assert_error(lacking_bcc.install(), "python3-bpfcc: Unable to fetch some archives", str(log))
     assert "E: Unable to fetch some archives" in log.read_text()
-    (checkout.fake / "apt-says").unlink()
-    assert checkout.call("xdp").returncode == 0
+    (lacking_bcc.fake / "apt-says").unlink()
+    assert lacking_bcc.install().returncode == 0
 
 
-def test_apt_get_that_installs_nothing_useful_is_an_error(checkout: Checkout) -> None:
-    checkout.program("apt-get", "#!/bin/sh\nexit 0\n")
-    assert_error(checkout.call("xdp"), "not to be found: python3-bpfcc", "install.log")
+def test_package_that_this_release_lacks_is_no_network_trouble(lacking_bcc: Checkout) -> None:
+    (lacking_bcc.fake / "apt-says").write_text("E: Unable to locate package python3-bpfcc\n")
+    assert_error(lacking_bcc.install(), "Unable to locate package", "older than Debian 12")
 
 
-def test_interrupted_dpkg_is_settled_first(checkout: Checkout) -> None:
+def test_apt_get_that_installs_nothing_useful_is_an_error(lacking_bcc: Checkout) -> None:
+    lacking_bcc.program("apt-get", "#!/bin/sh\nexit 0\n")
+    assert_error(lacking_bcc.install(), "not to be found: python3-bpfcc", "install.log")
+
+
+def test_interrupted_dpkg_is_settled_first(lacking_bcc: Checkout) -> None:
     words = "E: dpkg was interrupted, you must manually run 'dpkg --configure -a' to correct it.\n"
-    (checkout.fake / "apt-says").write_text(words)
-    done = checkout.call("xdp")
+    (lacking_bcc.fake / "apt-says").write_text(words)
+    done = lacking_bcc.install()
     assert done.returncode == 0, done.stderr
     assert "running dpkg --configure -a" in done.stderr
-    assert (checkout.fake / "dpkg-calls").read_text() == "--configure -a\n"
+    assert (lacking_bcc.fake / "dpkg-calls").read_text() == "--configure -a\n"
 
 
-def test_package_of_another_hash_is_refused(checkout: Checkout) -> None:
-    lock = checkout.root / "requirements.lock"
+def test_package_of_another_hash_is_refused(installed: Checkout) -> None:
+    lock = installed.root / "requirements.lock"
     good = lock.read_text()
-    lock.write_text(f"tiny==1.0 --hash=sha256:{'0' * 64}\n")
-    assert_error(checkout.call("xdp"), "pip install -r requirements.lock", "install.log")
+    build_wheel(installed.fake, "2.0")
+    lock.write_text(f"tiny==2.0 --hash=sha256:{'0' * 64}\n")
+    assert_error(installed.call("xdp"), "pip install -r requirements.lock", "install.log")
     lock.write_text(good)
-    done = checkout.call("xdp")
+    done = installed.call("xdp")
     assert done.returncode == 0, done.stderr
 
 
@@ -322,11 +337,11 @@ def test_removed_interpreter_is_replaced(installed: Checkout) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_old_python3_gives_way_to_a_newer_one(checkout: Checkout) -> None:
-    (checkout.bin / "python3").rename(checkout.bin / "python3.10")
-    checkout.program("python3", "#!/bin/sh\nexit 1\n")
-    done = checkout.call("xdp")
-    assert done.returncode == 0, done.stderr
+def test_old_python3_gives_way_to_a_newer_one(installed: Checkout) -> None:
+    (installed.bin / "python3").rename(installed.bin / "python3.10")
+    installed.program("python3", "#!/bin/sh\nexit 1\n")
+    done = installed.install()  # finds the interpreter that the environment was made with
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_killed_half_way_the_next_call_starts_over(checkout: Checkout) -> None:
@@ -340,16 +355,16 @@ def test_killed_half_way_the_next_call_starts_over(checkout: Checkout) -> None:
     assert "installing Python packages" in done.stderr
 
 
-def test_interrupted_it_says_so_and_the_next_call_starts_over(checkout: Checkout) -> None:
-    os.mkfifo(checkout.fake / "apt-waits")
-    first = checkout.start("xdp")
-    await_file(checkout.fake / "apt-installs", first)
+def test_interrupted_it_says_so_and_the_next_call_starts_over(lacking_bcc: Checkout) -> None:
+    os.mkfifo(lacking_bcc.fake / "apt-waits")
+    first = lacking_bcc.start(script="install")
+    await_file(lacking_bcc.fake / "apt-installs", first)
     os.killpg(first.pid, signal.SIGTERM)  # as Ctrl-C does: to all processes of the call
     _, err = first.communicate()
     assert first.returncode != 0
     assert "interrupted; call again" in err
-    (checkout.fake / "apt-waits").unlink()
-    done = checkout.call("xdp")
+    (lacking_bcc.fake / "apt-waits").unlink()
+    done = lacking_bcc.install()
     assert done.returncode == 0, done.stderr
 
 
