@@ -43,6 +43,8 @@ def clear() -> None:
 def _unusable(error: Exception) -> HmebpfError:
     from hypermesh_ebpf.image import cache as images
 
-    return HmebpfError(
-        "open the image cache", str(error), f"look at it with `ls -ld {images.directory()}`"
-    )
+    try:
+        remedy = f"look at it with `ls -ld {images.directory()}`"
+    except images.CacheUnusable:
+        remedy = "name a directory of yours: `export XDG_CACHE_HOME=DIRECTORY`"
+    return HmebpfError("open the image cache", str(error), remedy)

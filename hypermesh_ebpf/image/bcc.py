@@ -33,6 +33,8 @@ _LD_IMM64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW: two slots, the only instruction t
 _PSEUDO_MAP_FD = 1
 _TELLING_LINES = 6
 _MAIN_FILE = "/virtual/main.c"
+# clang's own; BCC says "could not open bpf map: counts, error: ..." of what the kernel refused.
+_ERROR = re.compile(r"(.*:\d+:\d+: )?(fatal )?error: ")
 
 
 def kernel_version_code() -> int:
@@ -127,7 +129,7 @@ def _compile_error(name: str, said: str) -> CompileError:
     """clang's output as one error: its first error line is the cause, the rest are details."""
     said = said.replace(_MAIN_FILE, name).strip()
     lines = said.splitlines()
-    errors = [i for i, line in enumerate(lines) if " error: " in line or line.startswith("error:")]
+    errors = [i for i, line in enumerate(lines) if _ERROR.match(line)]
     if not errors:
         return CompileError(
             f"compile {name}",

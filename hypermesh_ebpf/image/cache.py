@@ -13,6 +13,7 @@ import os
 import platform
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,9 +39,18 @@ class Entry:
 
 
 def directory() -> Path:
-    """Where images are kept: ``$XDG_CACHE_HOME/hmebpf``, by default ``~/.cache/hmebpf``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "hmebpf"
+    """Where images are kept: ``$XDG_CACHE_HOME/hmebpf``, by default ``~/.cache/hmebpf``.
+
+    A relative path does not count (XDG Base Directory Specification).  Raises CacheUnusable where
+    the user has no home directory.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:
+            raise CacheUnusable("neither XDG_CACHE_HOME nor a home directory is known") from None
+    return base / "hmebpf"
 
 
 def make_key(parts: Iterable[str | bytes]) -> str:
@@ -121,7 +131,10 @@ def entries() -> list[Entry]:
         for name in os.listdir(folder):
             if not name.endswith(_SUFFIX):
                 continue
-            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            try:
+                status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # somebody cleared the cache
             image = _read(folder, name)
             title = image.name if image else "damaged"
             key = name[: -len(_SUFFIX)]
@@ -132,15 +145,19 @@ def entries() -> list[Entry]:
 
 
 def clear() -> int:
-    """Remove every entry; how many there were.  Raises CacheUnusable."""
+    """Remove every entry, and what killed writers left; how many entries there were.
+
+    Raises CacheUnusable.
+    """
     folder = _open_directory(create=False)
     if folder is None:
         return 0
     try:
-        names = [name for name in os.listdir(folder) if name.endswith(_SUFFIX)]
+        names = [name for name in os.listdir(folder) if name.endswith(_SUFFIX) or name[0] == "."]
         for name in names:
-            os.unlink(name, dir_fd=folder)
-        return len(names)
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=folder)
+        return sum(name.endswith(_SUFFIX) for name in names)
     except OSError as error:
         raise CacheUnusable(f"{directory()}: {error.strerror}") from error
     finally:
@@ -183,8 +200,6 @@ def _drop_oldest(folder: int) -> None:
 
 
 def _unlink(folder: int, name: str) -> None:
-    """Remove a file; that somebody else was faster is as good."""
-    try:
+    """Remove a file if that can be done: it may be gone, or the file system read-only."""
+    with suppress(OSError):
         os.unlink(name, dir_fd=folder)
-    except FileNotFoundError:
-        return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hypermesh_ebpf import __version__
 from hypermesh_ebpf.host.dependencies import find_bcc
 from hypermesh_ebpf.host.kernel_btf import btf_path
 from hypermesh_ebpf.image import cache
@@ -75,9 +77,21 @@ def _compile(path: Path, text: str, defines: Mapping[str, str | int], needs_btf:
     return bcc.compile_c(path.name, unit, bcc.compiler_flags(path.parent, defines))
 
 
+def _btf_state() -> str:
+    """What tells two BTF files apart; the kernel's own is told by the kernel's build."""
+    path = btf_path()
+    if path.startswith("/sys/"):
+        return path
+    try:
+        status = os.stat(path)
+    except OSError:
+        return path
+    return f"{path} {status.st_size} {status.st_mtime_ns}"
+
+
 def _key(path: Path, text: str, defines: Mapping[str, str | int]) -> str:
     headers = sorted(path.parent.glob("*.h")) + sorted((_PACKAGE / "image/include").rglob("*.h"))
     macros = "\n".join(f"{name}={value}" for name, value in sorted(defines.items()))
     found = find_bcc()
-    parts = [text, macros, found.version, btf_path()]
+    parts = [__version__, text, macros, found.version, _btf_state()]
     return cache.make_key(parts + [header.read_text() for header in headers])

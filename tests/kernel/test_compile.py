@@ -1,0 +1,245 @@
+"""C in, programs in the kernel out: what BCC makes of a text, and the errors on the way."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from hypermesh_ebpf.bpf import maps
+from hypermesh_ebpf.errors import CompileError, LoadError, VerifierError
+from hypermesh_ebpf.image.bcc import find_map_refs
+from hypermesh_ebpf.image.image import Image
+from tests.compiler import compile_text, loaded, run_program
+
+SHAPES = """
+struct inner { u8 x; u32 y; };
+struct padded { u8 a; u32 b; u16 c; };
+struct arrays { u8 mac[6]; char text[5]; u16 words[3]; s8 signs[2]; };
+struct outer { u8 a; struct inner in; struct inner more[2]; u8 b; };
+struct anonymous { u8 a; struct { u8 b; u32 c; }; u16 d; };
+struct with_union { u16 family; union { u32 v4; u64 v6[2]; } u; bool flag; };
+struct packed { u8 a; u32 b; } __attribute__((packed));
+struct bits { u32 a:3; u32 b:29; u8 c; };
+struct matrix { u32 m[2][2]; u8 c; };
+enum color { RED, GREEN, BLUE = 77 };
+struct others { enum color color; void *pointer; s64 negative; __be16 port; };
+typedef u64 pair_t[2];
+
+BPF_ARRAY(padded, struct padded, 1);
+BPF_ARRAY(arrays, struct arrays, 1);
+BPF_ARRAY(outer, struct outer, 1);
+BPF_ARRAY(anonymous, struct anonymous, 1);
+BPF_ARRAY(with_union, struct with_union, 1);
+BPF_ARRAY(packed, struct packed, 1);
+BPF_ARRAY(bits, struct bits, 1);
+BPF_ARRAY(matrix, struct matrix, 1);
+BPF_ARRAY(others, struct others, 1);
+BPF_ARRAY(pair, pair_t, 1);
+BPF_PERCPU_ARRAY(sums, struct padded, 1);
+BPF_TABLE("percpu_hash", struct padded, u16, by_shape, 8);
+BPF_RINGBUF_OUTPUT(ring, 1);
+BPF_STACK_TRACE(stacks, 1000);
+
+/* The compiler, not the decoder, decides where the members are. */
+int fill(struct xdp_md *ctx)
+{
+	u32 zero = 0;
+	struct padded *p = padded.lookup(&zero);
+	struct arrays *a = arrays.lookup(&zero);
+	struct outer *o = outer.lookup(&zero);
+	struct anonymous *n = anonymous.lookup(&zero);
+	struct with_union *w = with_union.lookup(&zero);
+	struct packed *k = packed.lookup(&zero);
+	struct bits *b = bits.lookup(&zero);
+	struct matrix *m = matrix.lookup(&zero);
+	struct others *t = others.lookup(&zero);
+	u64 *two = (u64 *)pair.lookup(&zero);
+	struct padded *s = sums.lookup(&zero);
+	if (!p || !a || !o || !n || !w || !k || !b || !m || !t || !two || !s)
+		return XDP_ABORTED;
+	p->a = 1; p->b = 2; p->c = 3;
+	a->mac[0] = 4; a->mac[5] = 250; a->text[0] = 'h'; a->text[1] = 'i';
+	a->words[0] = 5; a->words[2] = 60000; a->signs[1] = -6;
+	o->a = 7; o->in.x = 8; o->in.y = 9; o->b = 14;
+	o->more[0].x = 10; o->more[0].y = 11; o->more[1].x = 12; o->more[1].y = 13;
+	n->a = 15; n->b = 16; n->c = 17; n->d = 18;
+	w->family = 19; w->u.v4 = 20; w->flag = true;
+	k->a = 21; k->b = 22;
+	b->a = 1; b->c = 23;
+	m->m[1][0] = 24; m->c = 25;
+	t->color = BLUE; t->pointer = (void *)26; t->negative = -27; t->port = from_be16(443);
+	two[0] = 28; two[1] = 29;
+	s->a++; s->b += 2; s->c += 3;
+	struct padded key = {};
+	key.a = 30; key.b = 31; key.c = 32;
+	u16 none = 0, *seen = by_shape.lookup_or_try_init(&key, &none);
+	if (seen)
+		(*seen)++;
+	return XDP_PASS;
+}
+
+int other(struct xdp_md *ctx) { return XDP_DROP; }
+"""
+
+
+@pytest.fixture(scope="module")
+def shapes() -> Image:
+    return compile_text('#include "hmebpf.h"\n' + SHAPES)
+
+
+@pytest.mark.vm_too
+def test_values_are_decoded_as_clang_laid_them_out(shapes: Image) -> None:
+    with loaded(shapes) as programs:
+        for _ in range(5):
+            assert run_program(programs.programs["fill"]) == 2
+        assert run_program(programs.programs["other"]) == 1
+        names = [name for name in programs.maps if name not in ("ring", "stacks")]
+        found = {name: programs.maps[name].items() for name in names}
+    ((key, seen),) = found.pop("by_shape")
+    assert (key.a, key.b, key.c, seen) == (30, 31, 32, 5)
+    values = {name: value for name, ((_zero, value),) in found.items()}
+    assert values.pop("bits")[4] == 23, "bytes: what they mean is not told"
+    assert values.pop("matrix")[16] == 25
+    assert values.pop("pair") == (28, 29)
+    assert {name: value._asdict() for name, value in values.items()} == {
+        "padded": {"a": 1, "b": 2, "c": 3},
+        "sums": {"a": 5, "b": 10, "c": 15},
+        "arrays": {
+            "mac": (4, 0, 0, 0, 0, 250),
+            "text": b"hi\0\0\0",
+            "words": (5, 0, 60000),
+            "signs": (0, -6),
+        },
+        "outer": {
+            "a": 7,
+            "in_x": 8,
+            "in_y": 9,
+            "more_0_x": 10,
+            "more_0_y": 11,
+            "more_1_x": 12,
+            "more_1_y": 13,
+            "b": 14,
+        },
+        "anonymous": {"a": 15, "b": 16, "c": 17, "d": 18},
+        "with_union": {"family": 19, "u": (20).to_bytes(16, "little"), "flag": True},
+        "packed": {"a": 21, "b": 22},
+        "others": {"color": 77, "pointer": 26, "negative": -27, "port": 443 << 8 & 0xFF00 | 1},
+    }
+
+
+def test_image_names_everything(shapes: Image) -> None:
+    assert {program.name for program in shapes.programs} == {"fill", "other"}
+    assert shapes.license == "GPL"
+    by_name = {spec.name: spec for spec in shapes.maps}
+    assert by_name["ring"].type == maps.RINGBUF
+    assert by_name["ring"].max_entries == os.sysconf("SC_PAGE_SIZE")
+    assert by_name["by_shape"].max_entries == 8
+    assert by_name["stacks"].max_entries == 1024, "rounded up to a power of two"
+
+
+def test_image_survives_being_kept(shapes: Image) -> None:
+    again = Image.from_bytes(shapes.to_bytes())
+    assert again == shapes
+    with loaded(again) as programs:
+        assert run_program(programs.programs["fill"]) == 2
+
+
+def test_map_references_skip_the_second_half_of_an_instruction() -> None:
+    """A 64-bit constant takes two slots; what the second one looks like means nothing."""
+    lookalike = b"\x18\x11\0\0\x07\0\0\0" * 2  # ld_imm64 of map descriptor 7, twice a half
+    constant = b"\x18\x01\0\0\x07\0\0\0" + b"\x18\x11\0\0\x07\0\0\0"  # of the plain number 7
+    end = b"\x95\0\0\0\0\0\0\0"
+    assert find_map_refs(constant + lookalike + end, {7: 3}) == ((16, 3),)
+
+
+@pytest.mark.parametrize(
+    ("text", "telling", "line"),
+    [
+        ("int f(void *ctx) { return 0 }", "expected ';'", 1),
+        ("int f(void *ctx)\n{\n\treturn nothing;\n}", "use of undeclared identifier 'nothing'", 3),
+        ('#include "no_such.h"\nint f(void *ctx) { return 0; }', "'no_such.h' file not found", 1),
+        ("BPF_HASH(seen);\nint f(void *c) { u64 k; seen.no_such(&k); return 0; }", "no_such", 2),
+        ("#error not this way", "not this way", 1),
+    ],
+    ids=["syntax", "unknown name", "missing header", "unknown method", "refuses"],
+)  # fmt: skip
+def test_compile_error_names_file_line_and_cause(text: str, telling: str, line: int) -> None:
+    with pytest.raises(CompileError) as caught:
+        compile_text(text)
+    error = caught.value
+    assert error.what == "compile test.c"
+    assert error.cause is not None and error.details is not None and error.remedy
+    first = error.cause.splitlines()[0]
+    assert first.startswith(f"test.c:{line}:")
+    assert telling in first
+    assert first in error.details
+    assert "/virtual/main.c" not in error.details
+
+
+def test_long_compile_error_is_cut_and_counted() -> None:
+    text = "".join(f"int f{n}(void *ctx) {{ return nothing{n}; }}\n" for n in range(15))
+    with pytest.raises(CompileError) as caught:
+        compile_text(text)
+    error = caught.value
+    assert error.cause is not None and error.details is not None
+    shown = error.cause.splitlines()
+    said = error.details.splitlines()
+    assert len(shown) < 8
+    assert "nothing0" in shown[0]
+    assert "nothing1" not in error.cause, "one error is enough"
+    assert shown[-1] == f"  ({len(said) - len(shown) + 1} more lines; see them with -v)"
+    assert "nothing14" in error.details
+
+
+def test_map_that_the_kernel_refuses_is_not_the_compilers_error() -> None:
+    text = "BPF_HASH(vast, u32, u64, 1 << 31);\nint f(void *ctx) { return 0; }"
+    with pytest.raises(CompileError, match=r"could not open bpf map: vast, error: ") as caught:
+        compile_text(text)
+    assert "at the line" not in str(caught.value.remedy), "there is none"
+
+
+UNCHECKED = """
+int f(struct xdp_md *ctx)
+{
+	u8 *data = (u8 *)(long)ctx->data;
+	int sum = 0;
+#pragma unroll
+	for (int i = 0; i < 30; i++)
+		sum += i;
+	return sum + data[5];
+}
+"""
+
+
+@pytest.mark.vm_too
+def test_verifier_error_shows_the_telling_end() -> None:
+    with pytest.raises(VerifierError) as caught, loaded(compile_text(UNCHECKED)):
+        pass
+    error = caught.value
+    assert error.what == "load program f: refused by the kernel's verifier"
+    assert error.cause is not None and error.details is not None and error.remedy
+    assert "invalid access to packet" in error.cause
+    shown, said = error.cause.splitlines(), error.details.splitlines()
+    assert len(shown) <= 6
+    assert "processed" not in error.cause
+    if len(said) > len(shown):
+        omitted = len(said) - len(shown) + 1
+        assert shown[-1] == f"  ({omitted} lines of the verifier's log omitted; see them with -v)"
+    assert "processed" in error.details, "the whole log is there"
+
+
+def test_headers_come_from_the_project_alone() -> None:
+    """No kernel header is used, installed or not: the C library's and the kernel's are not seen."""
+    for header in ("linux/if_ether.h", "linux/sched.h", "stdio.h"):
+        with pytest.raises(CompileError, match="file not found"):
+            compile_text(f"#include <{header}>\nint f(void *ctx) {{ return 0; }}")
+
+
+def test_program_with_too_many_instructions_is_an_error(shapes: Image) -> None:
+    program = replace(shapes.program("other"), instructions=b"\xb7\0\0\0\0\0\0\0" * (1 << 20))
+    with pytest.raises((LoadError, VerifierError), match="load program other"), loaded(
+        replace(shapes, programs=(program,))
+    ):  # fmt: skip
+        pass
