@@ -29,7 +29,10 @@ class Channel:
         return self._socket.fileno()
 
     def send(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
-        """Send one message; the descriptors stay open here.  Raises OSError if the peer is gone."""
+        """Send one message; the descriptors stay open here.
+
+        Raises ConnectionError if the peer is gone, another OSError if a limit was reached.
+        """
         memory = os.memfd_create("message")
         try:
             with open(memory, "wb", closefd=False) as file:
@@ -49,28 +52,43 @@ class Channel:
         every: list[int] = []
         while True:
             try:
-                mark, descriptors, _flags, _address = socket.recv_fds(self._socket, 1, _BATCH)
+                mark, descriptors, flags, _address = socket.recv_fds(self._socket, 1, _BATCH)
             except ConnectionError:
-                mark, descriptors = b"", []
+                mark, descriptors, flags = b"", [], 0
             for fd in descriptors:
                 # Python before 3.12 hands them out inheritable (gh-99110).
                 os.set_inheritable(fd, False)
             every += descriptors
+            if flags & socket.MSG_CTRUNC:
+                _close(every)
+                raise WorkerError(
+                    "take over descriptors",
+                    "this process may open no more files (RLIMIT_NOFILE)",
+                    "raise the limit: `ulimit -n 4096`",
+                )
             if not mark:
-                for fd in every:
-                    os.close(fd)
+                _close(every)
                 return None
             if mark == _LAST:
                 break
         try:
-            with open(every[0], "rb") as file:
+            with open(every[0], "rb", closefd=False) as file:
                 file.seek(0)
                 message = json.load(file)
         except (IndexError, ValueError) as error:
+            _close(every)
             raise WorkerError(
-                "speak with the worker", f"it sent no valid message: {error}"
+                "speak with the worker",
+                f"it sent no valid message: {error}",
+                "try again with -v; if it happens again, report it with that output",
             ) from error
+        os.close(every[0])
         return message, every[1:]
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _close(descriptors: list[int]) -> None:
+    for fd in descriptors:
+        os.close(fd)

@@ -40,10 +40,10 @@ class Truth:
             row["errors"] += 1
             row["errnos"][name] = row["errnos"].get(name, 0) + 1
 
-    def attempt(self, call: str, function: Callable[[], Any]) -> Any:
+    def attempt(self, call: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Make a call that may fail; its result, None when it did."""
         try:
-            result = function()
+            result = function(*arguments)
         except OSError as error:
             self.note(call, error)
             return None
@@ -95,12 +95,12 @@ class Truth:
             self.note("close", 0)
 
     def send(self, sock: socket.socket, size: int) -> None:
-        self.attempt("send", lambda: sock.send(bytes(size)))
+        self.attempt("send", sock.send, bytes(size))
 
     def recv(self, sock: socket.socket, size: int) -> None:
         """Receive exactly so much, in as many calls as it takes."""
         while size > 0:
-            size -= len(self.attempt("recv", lambda: sock.recv(size)))
+            size -= len(self.attempt("recv", sock.recv, size))
 
 
 def name_ends(sock: socket.socket, peer: Any) -> dict[str, Any]:
@@ -167,13 +167,13 @@ def datagrams(truth: Truth, family: int, host: str, count: int, size: int) -> No
     receiver.bind((host, 0))
     address = receiver.getsockname()
     for _ in range(count):
-        truth.attempt("send", lambda: sender.sendto(bytes(size), address))
+        truth.attempt("send", sender.sendto, bytes(size), address)
         receiver.recv(size, socket.MSG_PEEK)
         truth.note("recv", 0)
-        truth.attempt("recv", lambda: receiver.recvfrom(size))
+        truth.attempt("recv", receiver.recvfrom, size)
     truth.connect(sender, address[:2])
     truth.send(sender, size)
-    truth.attempt("recv", lambda: receiver.recvmsg(size))
+    truth.attempt("recv", receiver.recvmsg, size)
     truth.close(receiver, sender)
 
 
@@ -188,8 +188,8 @@ def unix_streams(truth: Truth, address: str | bytes, count: int, size: int) -> N
                 client.bind(address + (".client" if isinstance(address, str) else b".client"))
             truth.connect(client, address)
             server = truth.accept(listener)
-            truth.attempt("send", lambda: client.sendmsg([bytes(size), bytes(1)]))
-            truth.attempt("recv", lambda: server.recvmsg(size + 1))
+            truth.attempt("send", client.sendmsg, [bytes(size), bytes(1)])
+            truth.attempt("recv", server.recvmsg, size + 1)
             truth.close(client, server)
     truth.note("close", 0)
 
@@ -238,7 +238,7 @@ def failures(truth: Truth, refused: int, empty: int) -> None:
     one, other = socket.socketpair()
     one.setblocking(False)
     for _ in range(empty):
-        truth.attempt("recv", lambda: one.recv(1))
+        truth.attempt("recv", one.recv, 1)
     truth.fail_on_no_socket("connect", lambda: check(LIBC.connect(-1, None, 0)))
     truth.fail_on_no_socket("accept", lambda: check(LIBC.accept(999_999, None, None)))
     pipe = os.pipe()
@@ -251,7 +251,7 @@ def failures(truth: Truth, refused: int, empty: int) -> None:
 
 
 def silent_accept(truth: Truth, waiting: float) -> None:
-    """accept(2) that asks for no address, and waits: a thread connects after ``waiting`` seconds."""
+    """accept(2) that asks for no address, and waits so many seconds until a thread connects."""
     number = {"x86_64": "43", "aarch64": "202"}[os.uname().machine]
     state = Path(f"/proc/self/task/{threading.get_native_id()}/syscall")
     with socket.create_server((V4, 0)) as listener:

@@ -7,7 +7,7 @@ import sys
 import click
 
 from hypermesh_ebpf import __version__, monitors
-from hypermesh_ebpf.errors import HmebpfError
+from hypermesh_ebpf.errors import HmebpfError, UsageError
 
 # name: (module and function in this package, what --help says of it)
 _COMMANDS = {
@@ -56,17 +56,21 @@ def hmebpf() -> None:
 def main() -> int:
     """Run the command line; its exit status.  Errors become two lines, never a traceback."""
     try:
-        hmebpf.main(standalone_mode=False)
+        status = hmebpf.main(sys.argv[1:] or ["--help"], prog_name="hmebpf", standalone_mode=False)
     except click.exceptions.Abort:
         return 0  # Ctrl-C before anything was attached
-    except click.exceptions.Exit as done:
-        return done.exit_code
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _explain(_usage_error(error))
     except HmebpfError as error:
         return _explain(error)
-    return 0
+    return status if isinstance(status, int) else 0  # click returns what ctx.exit() was given
+
+
+def _usage_error(error: click.ClickException) -> HmebpfError:
+    """click's complaint about the command line, in our words' order."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    path = context.command_path if context else "hmebpf"
+    return UsageError(path, error.format_message().rstrip("."), f"see `{path} --help`")
 
 
 def _explain(error: HmebpfError) -> int:

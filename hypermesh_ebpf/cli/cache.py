@@ -7,7 +7,7 @@ import click
 from hypermesh_ebpf.errors import HmebpfError
 
 
-@click.group()
+@click.group(no_args_is_help=False)
 def cache() -> None:
     """Show or clear the compiled programs that are kept on disk."""
 

@@ -166,7 +166,8 @@ class _Collector:
             "errors": sum(counter.errors for _name, counter in calls),
             "bytes_unknown_calls": counts[_BYTES_UNKNOWN],
         }
-        slots = [sum(column) for column in zip(*(counter.slots for _name, counter in calls))]
+        of_each = (counter.slots for _name, counter in calls)
+        slots = [sum(column) for column in zip(*of_each, strict=True)]
         histograms = [Histogram("latency", "ns", latency_buckets(slots))] if calls else []
         histograms += [
             Histogram(f"{name} latency", "ns", latency_buckets(counter.slots))
@@ -213,7 +214,7 @@ def _row(
         "avg_ns": counter.ns // counter.calls if counter.calls else None,
         "p50_ns": None if p50 is None else round(p50),
         "p99_ns": None if p99 is None else round(p99),
-        "errnos": errnos,  # type: ignore[dict-item]
+        "errnos": errnos,
     }
 
 

@@ -80,7 +80,9 @@ def counts(row: dict[str, Any]) -> dict[str, Any]:
 
 def seen(rung: Rung, calls: dict[str, Any]) -> dict[str, Any]:
     """What of the truth a rung can see."""
-    return {name: row for name, row in calls.items() if name != "close" or "closes" not in rung.lost}
+    return {
+        name: row for name, row in calls.items() if name != "close" or "closes" not in rung.lost
+    }
 
 
 def comparable(rung: Rung, event: dict[str, Any]) -> dict[str, Any]:
