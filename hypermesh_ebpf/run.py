@@ -22,6 +22,7 @@ from hypermesh_ebpf.session import Opening, Session
 # Between two looks at a ring buffer that has records: a storm then costs 50 wake-ups a second,
 # and 20 ms is not a delay that a reader notices.
 _BREATH_SECONDS = 0.02
+_LONGEST_SECONDS = 3600.0  # poll(2) counts milliseconds in an int: 24 days
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,7 @@ class _Loop:
         if guard is not None:
             poll.register(guard.fileno(), select.POLLIN)
         while (left := wake - time.monotonic()) > 0:
-            ready = {fd for fd, _event in poll.poll(left * 1000)}
+            ready = {fd for fd, _event in poll.poll(min(left, _LONGEST_SECONDS) * 1000)}
             if self._stop.reason:
                 return self._stop.reason
             if guard is not None and guard.fileno() in ready:

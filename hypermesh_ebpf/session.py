@@ -114,6 +114,7 @@ class Opening:
             loaded = self._worker.result(self._hold, report)
             undo.callback(close_all, loaded.descriptors())
             session = Session(self._monitor, self._options, loaded, self._guard)
+            session._worker = self._worker
             session._stack.push(undo.pop_all().__exit__)
             return session
 
@@ -138,6 +139,7 @@ class Session:
     ) -> None:
         self.monitor, self.options = monitor, options
         self._loaded, self._guard = loaded, guard
+        self._worker: Worker | None = None
         self._stack = ExitStack()
         maps = {target.name: _open_maps(target) for target in loaded.targets}
         self._collector = monitor.collector(options, maps)
@@ -186,6 +188,8 @@ class Session:
 
         Raises MapError; TargetGone when an interface that was watched is no longer there.
         """
+        if self._worker is not None and self._worker.reap():
+            self._worker = None
         self._check_targets()
         reading = self._collector.collect()
         now = time.monotonic()

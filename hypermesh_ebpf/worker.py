@@ -7,6 +7,7 @@ everything by descriptor.  If the parent dies first, the kernel ends the worker.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,38 +83,25 @@ class Worker:
 
     def __init__(self, request: Mapping[str, Any]) -> None:
         """Start it with a request (see worker_process); returns at once.  Raises WorkerError."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._said = os.memfd_create("worker-stderr")
-        path = json.dumps([entry or os.getcwd() for entry in sys.path])
-        argv = [
-            sys.executable,
-            "-I",
-            "-S",
-            "-c",
-            _BOOT,
-            path,
-            str(theirs.fileno()),
-            str(os.getpid()),
-        ]
-        try:
-            self._process = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=self._said,
-                stderr=self._said,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for the parent to handle
-            )
-        except OSError as error:
-            ours.close()
-            os.close(self._said)
-            raise WorkerError(
-                "start the worker process", str(error), "check `ulimit -u`"
-            ) from error
-        finally:
-            theirs.close()
+        with ExitStack() as undo:
+            try:
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                undo.callback(ours.close)
+                with theirs:
+                    self._said = os.memfd_create("worker-stderr")
+                    undo.callback(os.close, self._said)
+                    self._process = _start(theirs.fileno(), self._said)
+            except OSError as error:
+                raise WorkerError(
+                    "start the worker process", str(error), _start_remedy(error), errno=error.errno
+                ) from error
+            undo.pop_all()
         self._channel = Channel(ours)
-        self._send(dict(request))
+        try:
+            self._send(dict(request))
+        except BaseException:
+            self.close()
+            raise
 
     def result(self, hold: Hold, report: Callable[[str, str], None]) -> Loaded:
         """Serve the worker until it has loaded and attached everything.
@@ -131,6 +120,16 @@ class Worker:
                 return _unpack(message, descriptors)
             elif kind == "error":
                 raise from_dict(message["error"])
+
+    def reap(self) -> bool:
+        """Whether the worker has ended, as it does after its result; it is then closed.
+
+        Does not wait: giving back what clang used takes a while.
+        """
+        if self._process.poll() is None:
+            return False
+        self.close()
+        return True
 
     def close(self) -> None:
         """End the worker if it still runs, and reap it."""
@@ -162,8 +161,12 @@ class Worker:
     def _send(self, message: dict[str, Any]) -> None:
         try:
             self._channel.send(message)
-        except OSError:
+        except ConnectionError:
             raise self._death() from None
+        except OSError as error:
+            raise WorkerError(
+                "speak with the worker", str(error), _start_remedy(error), errno=error.errno
+            ) from error
 
     def _next(self) -> tuple[dict[str, Any], list[int]]:
         poll = select.poll()
@@ -181,6 +184,7 @@ class Worker:
 
     def _death(self) -> WorkerError:
         """What became of a worker that is gone without a result."""
+        self._channel.close()  # it may live and wait for us
         status = self._process.wait()
         if status < 0:
             cause = f"it was ended by signal {signal.Signals(-status).name}"
@@ -194,6 +198,28 @@ class Worker:
         return WorkerError(
             "load in the worker process", cause, _REPORT_REMEDY, details=said or None
         )
+
+
+def _start(channel_fd: int, said_fd: int) -> subprocess.Popen[bytes]:
+    path = json.dumps([entry or os.getcwd() for entry in sys.path])
+    process = [sys.executable, "-I", "-S", "-c", _BOOT, path, str(channel_fd), str(os.getpid())]
+    return subprocess.Popen(
+        process,
+        stdin=subprocess.DEVNULL,
+        stdout=said_fd,
+        stderr=said_fd,
+        pass_fds=[channel_fd],
+        start_new_session=True,  # Ctrl-C is for the parent to handle
+    )
+
+
+def _start_remedy(error: OSError) -> str:
+    """What to do where a process or a descriptor could not be had."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "allow more open files: `ulimit -n 4096`"
+    if error.errno in (errno.EAGAIN, errno.ENOMEM):
+        return "allow more processes (`ulimit -u`), or free memory"
+    return f"see whether this user may run the interpreter: `ls -lL {sys.executable}`"
 
 
 def _unpack(message: Mapping[str, Any], descriptors: list[int]) -> Loaded:

@@ -12,6 +12,7 @@ from hypermesh_ebpf.errors import HmebpfError, UsageError
 # name: (module and function in this package, what --help says of it)
 _COMMANDS = {
     "check-system": ("check_system", "What this machine can do, and how to mend what it cannot."),
+    "cleanup": ("cleanup", "Remove attached programs whose owner is gone."),
     "cache": ("cache", "Show or clear the compiled programs that are kept on disk."),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -9,7 +10,20 @@ import click
 
 from hypermesh_ebpf.monitors.declaration import Monitor, Option
 
-_POSITIVE = click.FloatRange(min=0, min_open=True)
+
+class _Seconds(click.FloatRange):
+    """A time: more than nothing, less than infinity, and a number ("nan" passes for a float)."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is no length of time.", param, ctx)
+        return seconds
+
+
+_POSITIVE = _Seconds(min=0, min_open=True)
 _COMMON = (
     click.Option(
         ["-i", "--interval"],
