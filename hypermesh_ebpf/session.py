@@ -113,6 +113,7 @@ class Opening:
                     report("note", line)
             loaded = self._worker.result(self._hold, report)
             undo.callback(close_all, loaded.descriptors())
+            self._worker.close()
             session = Session(self._monitor, self._options, loaded, self._guard)
             session._worker = self._worker
             session._stack.push(undo.pop_all().__exit__)

@@ -315,6 +315,16 @@ def call_from_thread(comm: str) -> Truth:
     return truth
 
 
+def storm(directory: str) -> Truth:
+    """More failing connects than the ring buffer has room for."""
+    truth, missing = Truth(), f"{directory}/missing.sock"
+    with socket.socket(socket.AF_UNIX) as sock:
+        for _ in range(5003):
+            truth.attempt("connect", sock.connect, missing)
+    truth.note("close", 0)
+    return truth
+
+
 def make_calls(directory: Path, ipv6: bool) -> Truth:
     """All of the above, in prime numbers."""
     truth = Truth()
@@ -349,6 +359,8 @@ def main(comm: str, directory: str, what: str) -> None:
     name_myself(comm)
     if what == "threads":
         truth = call_from_thread(comm)
+    elif what == "storm":
+        truth = storm(directory)
     else:
         truth = make_calls(Path(directory), ipv6=os.path.exists("/proc/net/if_inet6"))
     name_myself("done")
