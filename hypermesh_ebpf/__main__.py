@@ -1,6 +1,29 @@
-"""``python -m hypermesh_ebpf`` is ``hmebpf``."""
+"""``python -m hypermesh_ebpf`` is ``hmebpf``; the command line's way in."""
 
-from hypermesh_ebpf.cli import main
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+
+def main() -> int:
+    """Run the command line; its exit status.
+
+    Ctrl-C is the normal way to end a monitor, also in the tenth of a second in which nothing is
+    imported yet, let alone attached.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    from hypermesh_ebpf.cli import main
+
+    return main()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os._exit(0)
+
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

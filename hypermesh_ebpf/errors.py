@@ -181,7 +181,14 @@ def from_dict(data: dict[str, Any]) -> HmebpfError:
     )
 
 
-def describe_errno(number: int) -> str:
-    """The system's words for an error number, with its name: ``No such device (ENODEV)``."""
-    name = errno_names.errorcode.get(number)
-    return f"{os.strerror(number)} ({name})" if name else os.strerror(number)
+def name_errno(number: int) -> str:
+    """An error number's symbol: ``ENODEV``."""
+    # Linux has one number for both; ENOTSUP is the name that nobody knows it by.
+    if number == errno_names.EOPNOTSUPP:
+        return "EOPNOTSUPP"
+    return errno_names.errorcode.get(number, str(number))
+
+
+def describe_errno(number: int, words: str | None = None) -> str:
+    """The system's words for an error number, or better ones: ``No such device (ENODEV)``."""
+    return f"{words or os.strerror(number)} ({name_errno(number)})"

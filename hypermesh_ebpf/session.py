@@ -25,7 +25,7 @@ from hypermesh_ebpf.bpf.ring import RingBuffer
 from hypermesh_ebpf.errors import TargetGone, UsageError
 from hypermesh_ebpf.metrics.rates import Rates
 from hypermesh_ebpf.metrics.sample import Event, Loss, Sample, Start
-from hypermesh_ebpf.monitors.declaration import Monitor, Options
+from hypermesh_ebpf.monitors.declaration import Monitor, Option, Options
 from hypermesh_ebpf.worker import Loaded, LoadedTarget, Worker
 
 Report = Callable[[str, str], None]
@@ -33,7 +33,10 @@ Report = Callable[[str, str], None]
 
 
 def complete_options(monitor: Monitor, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The user's options with defaults filled in.  Raises UsageError for an unknown one."""
+    """The user's options with defaults filled in; a single value will do where several may be.
+
+    Raises UsageError for an option that is unknown, missing, or of a value that it cannot have.
+    """
     declared = {option.name: option for option in monitor.options}
     unknown = sorted(set(given) - set(declared))
     if unknown:
@@ -42,7 +45,24 @@ def complete_options(monitor: Monitor, given: Mapping[str, Any]) -> dict[str, An
             "there is no such option",
             f"see `hmebpf {monitor.name} --help`",
         )
-    return {name: given.get(name, option.default) for name, option in declared.items()}
+    return {name: _check(monitor, o, given.get(name, o.default)) for name, o in declared.items()}
+
+
+def _check(monitor: Monitor, option: Option, value: Any) -> Any:
+    """The value if the option can have it; a tuple where several are allowed."""
+    several = tuple(value) if option.multiple and isinstance(value, (tuple, list)) else (value,)
+    if value is None or several == ():
+        cause = "it is required" if option.required else None
+    elif not all(isinstance(each, option.kind) for each in several):
+        cause = f"not of type {option.kind.__name__}: {value!r}"
+    elif option.choices and not set(several) <= set(option.choices):
+        cause = f"{value!r} is not one of {', '.join(option.choices)}"
+    else:
+        cause = None
+    if cause:
+        what = f"{monitor.name}: option {option.name!r}"
+        raise UsageError(what, cause, f"see `hmebpf {monitor.name} --help`")
+    return several if option.multiple and value is not None else value
 
 
 def open_monitor(
@@ -83,20 +103,25 @@ class Opening:
                 "there is no such rung",
                 f"known: {', '.join(known)}",
             )
-        with ExitStack() as undo:
-            self._guard = None
-            request = {
-                "monitor": monitor.name,
-                "options": options,
-                "rung": rung,
-                "use_cache": use_cache,
-            }
-            self._worker = undo.enter_context(Worker(request))
-            if any(hook.kind == "xdp" for rung in monitor.rungs for hook in rung.hooks):
+        self._guard = None
+        request = {
+            "monitor": monitor.name,
+            "options": options,
+            "rung": rung,
+            "use_cache": use_cache,
+        }
+        self._undo = ExitStack()
+        self._worker = Worker(request)
+        try:
+            if any(hook.kind == "xdp" for each in monitor.rungs for hook in each.hooks):
                 from hypermesh_ebpf.guard import Guard
 
-                self._guard = undo.enter_context(Guard.start())
-            self._undo = undo.pop_all()
+                self._guard = self._undo.enter_context(Guard.start())
+        except BaseException:
+            self._worker.close()
+            raise
+        # Undone first: a worker in the midst of attaching must be gone when the guard detaches.
+        self._undo.push(self._worker)
 
     def cancel(self) -> None:
         """End the worker, and take off what it may have attached."""

@@ -227,7 +227,12 @@ class _Load:
         if answer["type"] == "error":
             raise from_dict(answer["error"])
         attached = xdp.attach(
-            fd, prog_id, target.name, self._options["mode"], self._options["replace"]
+            fd,
+            prog_id,
+            target.name,
+            self._options["mode"],
+            self._options["replace"],
+            ifindex=target.ifindex,
         )
         self._hooks[f"xdp:{attached.mode}"] = None
         if attached.fallback:

@@ -70,10 +70,7 @@ class _Refused(Exception):
     """The kernel's no to a netlink request."""
 
     def __init__(self, number: int, words: str) -> None:
-        # 95 has two names; for sockets and devices it is EOPNOTSUPP.
-        name = "EOPNOTSUPP" if number == errno.EOPNOTSUPP else errno.errorcode.get(number, number)
-        plain = words in ("", os.strerror(number))
-        self.words = describe_errno(number) if plain else f"{words} ({name})"
+        self.words = describe_errno(number, words)
         self.errno = number
         super().__init__(self.words)
 
@@ -238,7 +235,7 @@ class _Place:
     def busy(self, occupant: XdpOccupant, number: int) -> InterfaceBusy:
         """The error that names the program that is in the way."""
         program = _describe_program(occupant.prog_id)
-        see = f"see it with `hmebpf list --iface {self.iface}`"
+        see = f"see it with `ip -d link show {self.iface}`"
         if self.held_by_link(occupant.mode):
             cause = f"another program ({program}) is attached by a kernel link"
             remedy = f"{see}; only the process that holds the link, or its pin, can take it off"

@@ -86,6 +86,8 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "bpf_prog_get_fd_by_id": (_INT, [_U32]),
     "bpf_prog_get_next_id": (_INT, [_U32, _PTR]),
     "bpf_prog_query": (_INT, [_INT, _INT, _U32, _PTR, _PTR, _PTR]),
+    "bpf_obj_get": (_INT, [_STR]),
+    "bpf_obj_pin": (_INT, [_INT, _STR]),
     "bpf_raw_tracepoint_open": (_INT, [_STR, _INT]),
     "bpf_link_create": (_INT, [_INT, _INT, _INT, _PTR]),
     "bpf_enable_stats": (_INT, [_INT]),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
+from hypermesh_ebpf import monitors
 from hypermesh_ebpf.bpf import maps
 from hypermesh_ebpf.errors import CompileError, LoadError, VerifierError
 from hypermesh_ebpf.image.bcc import find_map_refs
 from hypermesh_ebpf.image.image import Image
-from tests.compiler import compile_text, loaded, run_program
+from tests.compiler import ROOT, compile_text, loaded, run_program
 
 SHAPES = """
 struct inner { u8 x; u32 y; };
@@ -243,3 +247,51 @@ def test_program_with_too_many_instructions_is_an_error(shapes: Image) -> None:
         replace(shapes, programs=(program,))
     ):  # fmt: skip
         pass
+
+
+# Every image of a monitor that some options and rung ask for: the programs in it, as JSON lines.
+BUILD_ALL = """
+import json, sys
+from hypermesh_ebpf import monitors
+from hypermesh_ebpf.image.source import build_image, bundled_directory
+from tests.unit.test_declarations import every_choice
+
+monitor, built = monitors.load(sys.argv[1]), {}
+for options in every_choice(monitor):
+    for rung in monitor.rungs:
+        defines = {**monitor.defines(options), **rung.defines}
+        key = json.dumps([sorted(defines.items()), rung.needs_btf])
+        if key not in built:
+            path = bundled_directory() / monitor.source
+            built[key] = build_image(path, defines, needs_btf=rung.needs_btf, use_cache=False).image
+        image = built[key]
+        wanted = sorted({hook.program for hook in rung.hooks})
+        settings = monitor.settings(options)
+        maps = {spec.name: spec.value_size for spec in image.maps}
+        print(json.dumps({
+            "rung": rung.name,
+            "missing": [name for name in wanted if name not in {p.name for p in image.programs}],
+            "unused": [p.name for p in image.programs if p.name not in wanted],
+            "settings": [maps.get("settings"), settings and len(settings)],
+        }))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/sys/kernel/btf/vmlinux"), reason="this kernel has no BTF")
+@pytest.mark.parametrize("name", monitors.names())
+def test_every_rung_of_a_monitor_compiles_and_has_its_programs(name: str) -> None:
+    """Those that this kernel cannot attach, too: they must not fail on another one."""
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD_ALL, name],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        found = json.loads(line)
+        assert found["missing"] == [], f"rung {found['rung']}"
+        assert found["unused"] == [], f"rung {found['rung']}"
+        assert found["settings"][0] == found["settings"][1], "the C structure and its packing"
+    assert len(done.stdout.splitlines()) >= len(monitors.load(name).rungs)
