@@ -191,4 +191,6 @@ def name_errno(number: int) -> str:
 
 def describe_errno(number: int, words: str | None = None) -> str:
     """The system's words for an error number, or better ones: ``No such device (ENODEV)``."""
-    return f"{words or os.strerror(number)} ({name_errno(number)})"
+    name = name_errno(number)
+    plain = words or os.strerror(number)
+    return plain if name == str(number) else f"{plain} ({name})"
