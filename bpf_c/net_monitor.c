@@ -119,13 +119,14 @@ static __always_inline void count(u32 which)
 		(*number)++;
 }
 
-/* The process's name, as ps shows it; without BTF the calling thread's own. */
+/* The process's name, as ps shows it, into zeroes; without BTF the calling thread's own.  As a string:
+ * older kernels leave the rest of a longer name behind its end (5.10 does). */
 static __always_inline void read_comm(char *comm)
 {
 #ifdef WITH_BTF
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task(), *leader = NULL;
 	bpf_probe_read_kernel(&leader, sizeof(leader), &task->group_leader);
-	bpf_probe_read_kernel(comm, COMM_SIZE, &leader->comm);
+	bpf_probe_read_kernel_str(comm, COMM_SIZE, &leader->comm);
 #else
 	bpf_get_current_comm(comm, COMM_SIZE);
 #endif

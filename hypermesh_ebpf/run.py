@@ -128,6 +128,8 @@ def _open_sink(
 
 def _report(run: RunOptions, kind: str, text: str) -> None:
     """Progress is for a person who waits; what degrades is for everybody."""
+    if sys.stderr is None:  # closed by the shell; print() would take stdout instead
+        return
     if kind == "note" or run.verbose or sys.stderr.isatty():
         print(f"hmebpf: {text}", file=sys.stderr, flush=True)
 

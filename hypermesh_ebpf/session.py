@@ -49,8 +49,10 @@ def complete_options(monitor: Monitor, given: Mapping[str, Any]) -> dict[str, An
 
 
 def _check(monitor: Monitor, option: Option, value: Any) -> Any:
-    """The value if the option can have it; a tuple where several are allowed."""
-    several = tuple(value) if option.multiple and isinstance(value, (tuple, list)) else (value,)
+    """The value if the option can have it; a tuple where several are allowed, each once."""
+    several: tuple[Any, ...] = (value,)
+    if option.multiple and isinstance(value, (tuple, list)):
+        several = tuple(dict.fromkeys(value))
     if value is None or several == ():
         cause = "it is required" if option.required else None
     elif not all(isinstance(each, option.kind) for each in several):
@@ -140,7 +142,6 @@ class Opening:
             undo.callback(close_all, loaded.descriptors())
             self._worker.close()
             session = Session(self._monitor, self._options, loaded, self._guard)
-            session._worker = self._worker
             session._stack.push(undo.pop_all().__exit__)
             return session
 
@@ -165,7 +166,6 @@ class Session:
     ) -> None:
         self.monitor, self.options = monitor, options
         self._loaded, self._guard = loaded, guard
-        self._worker: Worker | None = None
         self._stack = ExitStack()
         maps = {target.name: _open_maps(target) for target in loaded.targets}
         self._collector = monitor.collector(options, maps)
@@ -214,8 +214,6 @@ class Session:
 
         Raises MapError; TargetGone when an interface that was watched is no longer there.
         """
-        if self._worker is not None and self._worker.reap():
-            self._worker = None
         self._check_targets()
         reading = self._collector.collect()
         now = time.monotonic()

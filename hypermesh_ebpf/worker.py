@@ -121,16 +121,6 @@ class Worker:
             elif kind == "error":
                 raise from_dict(message["error"])
 
-    def reap(self) -> bool:
-        """Whether the worker has ended, as it does after its result; it is then closed.
-
-        Does not wait: giving back what clang used takes a while.
-        """
-        if self._process.poll() is None:
-            return False
-        self.close()
-        return True
-
     def close(self) -> None:
         """End the worker if it still runs, and reap it."""
         self._channel.close()
@@ -201,7 +191,8 @@ class Worker:
 
 
 def _start(channel_fd: int, said_fd: int) -> subprocess.Popen[bytes]:
-    path = json.dumps([entry or os.getcwd() for entry in sys.path])
+    here = os.readlink("/proc/self/cwd")  # which may be deleted by now
+    path = json.dumps([entry or here for entry in sys.path])
     process = [sys.executable, "-I", "-S", "-c", _BOOT, path, str(channel_fd), str(os.getpid())]
     return subprocess.Popen(
         process,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes as ct
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,6 +58,14 @@ def compile_text(text: str, btf: str | None = None) -> Image:
     if "class" in said:
         raise from_dict(said)
     return Image.from_bytes(done.stdout.encode())
+
+
+def copy_project(folder: Path) -> Path:
+    """A copy of what runs, to be broken: started with this as the working directory, it is used."""
+    for name in ("hypermesh_ebpf", "bpf_c"):
+        leave_out = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / "project" / name, ignore=leave_out)
+    return folder / "project"
 
 
 class _TestRunOptions(ct.Structure):

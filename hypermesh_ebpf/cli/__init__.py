@@ -7,7 +7,7 @@ import sys
 import click
 
 from hypermesh_ebpf import __version__, monitors
-from hypermesh_ebpf.errors import HmebpfError, UsageError
+from hypermesh_ebpf.errors import HmebpfError, OutputError, UsageError, describe_errno
 
 # name: (module and function in this package, what --help says of it)
 _COMMANDS = {
@@ -64,7 +64,17 @@ def main() -> int:
         return _explain(_usage_error(error))
     except HmebpfError as error:
         return _explain(error)
+    except OSError as error:  # click could not write; what else fails has an error of its own
+        return _explain(_unwritten(error))
     return status if isinstance(status, int) else 0  # click returns what ctx.exit() was given
+
+
+def _unwritten(error: OSError) -> HmebpfError:
+    from hypermesh_ebpf.output.writer import silence
+
+    silence(sys.stdout)
+    cause = describe_errno(error.errno) if error.errno else str(error)
+    return OutputError("write the output", cause, "write it elsewhere; -vv shows what failed")
 
 
 def _usage_error(error: click.ClickException) -> HmebpfError:

@@ -74,6 +74,9 @@ def make_command(monitor: Monitor) -> click.Command:
         from hypermesh_ebpf.run import RunOptions, run_monitor
 
         options = {option.name: given[option.name] for option in monitor.options}
+        for option in monitor.options:
+            if option.multiple:  # what is given twice counts once
+                options[option.name] = tuple(dict.fromkeys(options[option.name]))
         common = RunOptions(
             interval=given["interval"],
             duration=given["duration"],

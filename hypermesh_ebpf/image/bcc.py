@@ -35,6 +35,8 @@ _TELLING_LINES = 6
 _MAIN_FILE = "/virtual/main.c"
 # clang's own; BCC says "could not open bpf map: counts, error: ..." of what the kernel refused.
 _ERROR = re.compile(r"(.*:\d+:\d+: )?(fatal )?error: ")
+_SUM = re.compile(r"\d+ (errors?|warnings?)( and \d+ errors?)? generated\.$")
+_NEXT = re.compile(rf"\S+:\d+:|{_SUM.pattern}")
 
 
 def kernel_version_code() -> int:
@@ -139,11 +141,9 @@ def _compile_error(name: str, said: str) -> CompileError:
         )
     first = errors[0]
     telling = lines[first : first + _TELLING_LINES]
-    following = next(
-        (i for i, line in enumerate(telling[1:], 1) if re.match(r"\S+:\d+:", line)), None
-    )
-    telling = telling[:following]
-    omitted = len(lines) - len(telling)
+    following = (i for i, line in enumerate(telling[1:], 1) if _NEXT.match(line))
+    telling = telling[: next(following, None)]
+    omitted = sum(not _SUM.match(line) for line in lines) - len(telling)
     cause = "\n  ".join(telling)
     if omitted > 0:
         cause += f"\n  ({omitted} more lines; see them with -v)"

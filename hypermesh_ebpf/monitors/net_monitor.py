@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hypermesh_ebpf.errors import UsageError
 from hypermesh_ebpf.host.users import find_uid, name_user
 from hypermesh_ebpf.metrics.histogram import Bucket, log2_buckets, percentiles
 from hypermesh_ebpf.metrics.sample import Histogram, Value
@@ -113,6 +114,8 @@ class _Collector:
     def __init__(self, options: Options, targets: Mapping[str, Maps]) -> None:
         (self._maps,) = targets.values()
         self._by: str = options["by"]
+        # The last reading of each row: most have not changed, and percentiles take their time.
+        self._known: dict[Any, tuple[Any, dict[str, Value]]] = {}
         # bpf_ktime_get_ns counts as CLOCK_MONOTONIC does.
         self._epoch = time.time() - time.monotonic()
 
@@ -191,12 +194,15 @@ class _Collector:
             ]
         rows = []
         for process, counter in self._maps["rows"].items():
-            call = _CALLS[process.call]
-            labels: dict[str, Value] = {"comm": _text(process.comm), "call": call}
-            if self._by == "process":
-                labels = {"pid": process.pid, **labels}
-            failed = errnos.get((process.pid, process.comm, process.call))
-            rows.append(_row(labels, call, counter, failed))
+            known = self._known.get(process)
+            if known is None or known[0] != counter:
+                call = _CALLS[process.call]
+                labels: dict[str, Value] = {"comm": _text(process.comm), "call": call}
+                if self._by == "process":
+                    labels = {"pid": process.pid, **labels}
+                failed = errnos.get((process.pid, process.comm, process.call))
+                known = self._known[process] = (counter, _row(labels, call, counter, failed))
+            rows.append(known[1])
         return rows
 
 
@@ -231,8 +237,10 @@ _KEYS = {
 
 
 def _settings(options: Options) -> bytes:
-    """struct choices: whose calls are counted.  Raises UsageError for an unknown user."""
+    """struct choices: whose calls are counted.  Raises UsageError for an impossible one."""
     pid, comm = options["pid"], options["comm"]
+    if pid is not None and not 0 <= pid < 1 << 32:
+        raise UsageError(f"--pid {pid}", "no process has that number", "see `ps -e`")
     uid = None if options["uid"] is None else find_uid(options["uid"])
     return _CHOICES.pack(
         os.fsencode(comm or "")[:_COMM_LENGTH],

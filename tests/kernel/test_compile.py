@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,10 +13,13 @@ import pytest
 
 from hypermesh_ebpf import monitors
 from hypermesh_ebpf.bpf import maps
+from hypermesh_ebpf.bpf.libbpf import check, libbpf
+from hypermesh_ebpf.bpf.programs import read_program_info
 from hypermesh_ebpf.errors import CompileError, LoadError, VerifierError
 from hypermesh_ebpf.image.bcc import find_map_refs
 from hypermesh_ebpf.image.image import Image
 from tests.compiler import ROOT, compile_text, loaded, run_program
+from tests.programs import program_id
 
 SHAPES = """
 struct inner { u8 x; u32 y; };
@@ -193,7 +197,9 @@ def test_long_compile_error_is_cut_and_counted() -> None:
     assert len(shown) < 8
     assert "nothing0" in shown[0]
     assert "nothing1" not in error.cause, "one error is enough"
-    assert shown[-1] == f"  ({len(said) - len(shown) + 1} more lines; see them with -v)"
+    assert said[-1] == "15 errors generated."
+    omitted = len(said) - 1 - (len(shown) - 1)
+    assert shown[-1] == f"  ({omitted} more lines; see them with -v)"
     assert "nothing14" in error.details
 
 
@@ -232,6 +238,24 @@ def test_verifier_error_shows_the_telling_end() -> None:
         omitted = len(said) - len(shown) + 1
         assert shown[-1] == f"  ({omitted} lines of the verifier's log omitted; see them with -v)"
     assert "processed" in error.details, "the whole log is there"
+
+
+@pytest.mark.skipif(not shutil.which("bpftool"), reason="needs bpftool")
+def test_what_the_kernel_says_of_a_program_is_what_bpftool_says(shapes: Image) -> None:
+    statistics = check(libbpf().bpf_enable_stats(0))  # BPF_STATS_RUN_TIME, while this is open
+    try:
+        with loaded(shapes) as programs:
+            fd = programs.programs["fill"]
+            run_program(fd, repeat=211)
+            info = read_program_info(fd)
+            argv = ["bpftool", "-j", "prog", "show", "id", str(program_id(fd))]
+            listed = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)
+    finally:
+        os.close(statistics)
+    assert (info.id, info.tag) == (listed["id"], listed["tag"])
+    assert info.run_count == 211
+    assert (info.run_count, info.run_time_ns) == (listed["run_cnt"], listed["run_time_ns"])
+    assert info.missed in (0, None)
 
 
 def test_headers_come_from_the_project_alone() -> None:

@@ -276,6 +276,20 @@ def test_nothing_stays_in_the_kernel(rung: Rung) -> None:
     wait_until(lambda: not programs & loaded_programs(), "the programs are gone")
 
 
+def test_a_kernel_without_btf_is_degraded_and_says_so(namespace: Namespace, tmp_path: Path) -> None:
+    traffic = Traffic(namespace, tmp_path)
+    environment = {**os.environ, "HMEBPF_BTF": str(tmp_path / "missing")}
+    with running("net-monitor", "--comm", COMM, env=environment) as monitor:
+        truth = traffic.go()
+        monitor.finish()
+    degraded = monitor.start["degraded"]
+    assert (degraded["rung"], degraded["hook"]) == (4, "tracepoint without BTF")
+    assert "closes" in degraded["lost"]
+    assert str(tmp_path / "missing") in degraded["reason"]
+    calls = {name: row for name, row in truth["calls"].items() if name != "close"}
+    assert {row["call"]: counts(row) for row in monitor.last["rows"]} == calls
+
+
 def test_an_unknown_user_is_a_usage_error() -> None:
     done = run_cli("net-monitor", "--uid", "no-such-user")
     assert done.returncode == 2

@@ -214,3 +214,5 @@ def test_one_interface_needs_no_tuple() -> None:
     assert complete_options(monitors.load("xdp"), {"iface": "lo"})["iface"] == ("lo",)
     both = complete_options(monitors.load("xdp"), {"iface": ["lo", "eth0"]})["iface"]
     assert both == ("lo", "eth0")
+    twice = complete_options(monitors.load("xdp"), {"iface": ("lo", "lo")})["iface"]
+    assert twice == ("lo",)

@@ -54,13 +54,13 @@ def collector(by: str = "process", **maps: Sequence[tuple[Any, Any]]) -> Any:
     """The collector over these maps, those not given empty."""
     nothing = Counter(0, 0, 0, 0, slots())
     filled: dict[str, Any] = {
-        "counts": enumerate([0] * 5),
-        "calls": enumerate([nothing] * 5),
+        "counts": list(enumerate([0] * 5)),
+        "calls": list(enumerate([nothing] * 5)),
         "rows": (),
         "failures": (),
         **maps,
     }
-    named = {name: FakeMap(list(entries)) for name, entries in filled.items()}
+    named: Any = {name: FakeMap(entries) for name, entries in filled.items()}
     return MONITOR.collector({**OPTIONS, "by": by}, {"system": named})
 
 
@@ -225,7 +225,9 @@ def test_totals_and_histograms_come_from_the_calls_even_when_rows_are_full() -> 
     calls = [nothing] * 5
     calls[SEND] = Counter(3, 1, 50, 900, slots(s0=3))
     calls[CLOSE] = Counter(2, 0, 0, 700, slots(s1=2))
-    reading = collector(calls=enumerate(calls), counts=enumerate([1, 2, 4, 8, 16])).collect()
+    reading = collector(
+        calls=list(enumerate(calls)), counts=list(enumerate([1, 2, 4, 8, 16]))
+    ).collect()
     totals = {"calls": 5, "bytes": 50, "errors": 1, "bytes_unknown_calls": 16}
     assert reading.totals == totals
     assert (reading.events_lost, reading.map_full) == (1, 2 + 4 + 8)
@@ -240,7 +242,7 @@ def test_rows_by_call() -> None:
     nothing = Counter(0, 0, 0, 0, slots())
     calls = [Counter(2, 1, 0, 4000, slots(s4=2)), *[nothing] * 4]
     failures = [(Failure(0, CONNECT, 111, bytes(16)), 1)]
-    (row,) = collector("call", calls=enumerate(calls), failures=failures).collect().rows
+    (row,) = collector("call", calls=list(enumerate(calls)), failures=failures).collect().rows
     assert row["call"] == "connect" and row["errnos"] == {"ECONNREFUSED": 1}
     assert "pid" not in row and "comm" not in row
 
@@ -275,6 +277,12 @@ def test_settings() -> None:
 def test_unknown_user() -> None:
     with pytest.raises(UsageError, match="--uid no-such-user: no such user"):
         choices(uid="no-such-user")
+
+
+@pytest.mark.parametrize("pid", [-1, 1 << 32])
+def test_impossible_pid(pid: int) -> None:
+    with pytest.raises(UsageError, match=f"--pid {pid}: no process has that number"):
+        choices(pid=pid)
 
 
 def test_every_program_is_in_the_source() -> None:
