@@ -159,6 +159,8 @@ def _load_error(what: str, error: OSError) -> HmebpfError:
     if number == errno.ENOMEM:
         remedy = "free memory, or raise `ulimit -l` on kernels before 5.11"
         return LoadError(what, cause, remedy, errno=number)
+    if number in (errno.EMFILE, errno.ENFILE):
+        return LoadError(what, cause, "allow more open files: `ulimit -n 4096`", errno=number)
     return LoadError(what, cause, "see `hmebpf check-system`", errno=number)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import struct
@@ -10,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hypermesh_ebpf.errors import UsageError
+from hypermesh_ebpf.errors import UsageError, name_errno
 from hypermesh_ebpf.host.users import find_uid, name_user
 from hypermesh_ebpf.metrics.histogram import Bucket, log2_buckets, percentiles
 from hypermesh_ebpf.metrics.sample import Histogram, Value
@@ -73,9 +72,9 @@ class Errnos(dict[str, int]):
         return ", ".join(f"{name} {count}" for name, count in self.items())
 
 
-def name_errno(number: int) -> str:
+def name_error(number: int) -> str:
     """ "ECONNREFUSED" for 111; the kernel's internal ones too; the number for an unknown one."""
-    return errno.errorcode.get(number) or _KERNEL_ERRNOS.get(number) or str(number)
+    return _KERNEL_ERRNOS.get(number) or name_errno(number)
 
 
 def name_family(number: int) -> str | None:
@@ -152,7 +151,7 @@ class _Collector:
             "local_address": name_address(family, local_address[:local_length]),
             "local_port": local_port if local_length and family != "unix" else None,
             "ret": ret,
-            "error": name_errno(-ret) if ret < 0 else None,
+            "error": name_error(-ret) if ret < 0 else None,
             "latency_ns": latency_ns,
         }
 
@@ -186,7 +185,7 @@ class _Collector:
         failures = sorted(self._maps["failures"].items(), key=lambda item: -item[1])
         for failure, times in failures:
             place = errnos.setdefault((failure.pid, failure.comm, failure.call), Errnos())
-            place[name_errno(failure.number)] = times
+            place[name_error(failure.number)] = times
         if self._by == "call":
             return [
                 _row({"call": name}, name, counter, errnos.get((0, bytes(16), _CALLS.index(name))))
@@ -194,15 +193,16 @@ class _Collector:
             ]
         rows = []
         for process, counter in self._maps["rows"].items():
-            known = self._known.get(process)
-            if known is None or known[0] != counter:
+            now = (counter, errnos.get((process.pid, process.comm, process.call)))
+            before, row = self._known.get(process, (None, {}))
+            if now != before:
                 call = _CALLS[process.call]
                 labels: dict[str, Value] = {"comm": _text(process.comm), "call": call}
                 if self._by == "process":
                     labels = {"pid": process.pid, **labels}
-                failed = errnos.get((process.pid, process.comm, process.call))
-                known = self._known[process] = (counter, _row(labels, call, counter, failed))
-            rows.append(known[1])
+                row = _row(labels, call, *now)
+                self._known[process] = (now, row)
+            rows.append(row)
         return rows
 
 

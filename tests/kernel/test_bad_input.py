@@ -90,6 +90,7 @@ def test_c_that_does_not_compile(ns: Namespace, project: Path) -> None:
     told = run(ns, *XDP, "-v", cwd=project)
     assert told.returncode == 1
     assert "Traceback" not in told.stderr
+    assert "hmebpf: compiling xdp.c" in told.stderr
     assert "1 error generated." in told.stderr, "clang's last line"
     assert told.stderr.index("1 error generated.") < told.stderr.index("\nerror: compile xdp.c")
     traced = run(ns, *XDP, "-vv", cwd=project)
@@ -306,7 +307,6 @@ def test_no_privileges(ns: Namespace, arguments: tuple[str, ...]) -> None:
 
 
 @needs_setpriv
-@pytest.mark.vm_too
 def test_xdp_with_three_capabilities(ns: Namespace) -> None:
     """No root: the promise of ambient capabilities."""
     done = run_as_nobody(ns, *SHORT, capabilities=NEEDED)

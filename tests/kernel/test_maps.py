@@ -6,6 +6,7 @@ import ctypes as ct
 import json
 import os
 import random
+import resource
 import shutil
 import struct
 import subprocess
@@ -17,8 +18,9 @@ import pytest
 from hypermesh_ebpf.bpf import maps
 from hypermesh_ebpf.bpf.libbpf import check, libbpf, possible_cpus
 from hypermesh_ebpf.bpf.maps import Map
+from hypermesh_ebpf.bpf.programs import create_map
 from hypermesh_ebpf.bpf.spec import MapSpec
-from hypermesh_ebpf.errors import MapError
+from hypermesh_ebpf.errors import LoadError, MapError, Unsupported
 from tests.compiler import map_id, new_map
 
 vm_too = pytest.mark.vm_too  # on the rest, an emulated machine would spend minutes
@@ -213,6 +215,26 @@ def test_descriptor_that_is_no_map_is_an_error(kind: str, single: bool) -> None:
         os.close(null)
     with pytest.raises(MapError, match=r"read map hm_test: Bad file descriptor \(EBADF\)"):
         (singly(map_) if single else map_).items()
+
+
+def test_no_room_for_another_descriptor() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        with pytest.raises(LoadError, match=r"make map hm_test: .*\(EMFILE\)") as caught:
+            create_map(spec("hash", 16))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "ulimit -n" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("entries", [0, 1 << 31])
+def test_map_that_the_kernel_does_not_make(entries: int) -> None:
+    with pytest.raises((Unsupported, LoadError), match=r"make map hm_test: .*\(E\w+\)") as caught:
+        create_map(spec("hash", entries))
+    assert caught.value.remedy
 
 
 @vm_too

@@ -95,7 +95,7 @@ class Checkout:
             "errors.py": (ROOT / "hypermesh_ebpf/errors.py").read_text(),
             "bpf/libbpf.py": "def libbpf(): pass",
             "host/dependencies.py": DEPENDENCIES,
-            "cli/__init__.py": CLI,
+            "__main__.py": CLI,
         }.items():
             (package / name).parent.mkdir(parents=True, exist_ok=True)
             (package / name).write_text(text)

@@ -19,7 +19,7 @@ from hypermesh_ebpf.monitors.net_monitor import (
     Errnos,
     latency_buckets,
     name_address,
-    name_errno,
+    name_error,
     name_family,
 )
 from hypermesh_ebpf.output.draw import format_text
@@ -98,13 +98,14 @@ def record(**fields: Any) -> bytes:
     [
         (111, "ECONNREFUSED"),
         (11, "EAGAIN"),
+        (95, "EOPNOTSUPP"),
         (512, "ERESTARTSYS"),
         (516, "ERESTART_RESTARTBLOCK"),
         (4000, "4000"),
     ],
 )
-def test_errno_names(number: int, name: str) -> None:
-    assert name_errno(number) == name
+def test_error_names(number: int, name: str) -> None:
+    assert name_error(number) == name
 
 
 @pytest.mark.parametrize(
@@ -218,6 +219,17 @@ def test_rows_by_process() -> None:
     assert list(first["errnos"]) == ["EAGAIN", "EPIPE"]  # the most frequent first
     assert second["bytes"] is None, "a connect moves none, which is not the same as 0"
     assert second["errnos"] is None
+
+
+def test_an_error_that_is_read_late_is_not_forgotten() -> None:
+    rows = [(Process(7, SEND, comm("web")), Counter(1, 1, 0, 500, slots(s1=1)))]
+    failures: list[tuple[Any, int]] = []
+    monitor = collector(rows=rows, failures=failures)
+    (row,) = monitor.collect().rows
+    assert row["errnos"] is None  # the kernel counts it a moment later
+    failures.append((Failure(7, SEND, 32, comm("web")), 1))
+    (row,) = monitor.collect().rows
+    assert row["errnos"] == {"EPIPE": 1}
 
 
 def test_totals_and_histograms_come_from_the_calls_even_when_rows_are_full() -> None:

@@ -547,20 +547,27 @@ def test_several_machines_give_the_first_status_that_is_not_0(
     assert sorted(out.splitlines()) == sorted(wanted)
 
 
-def test_one_machine_at_a_time_unless_told(machines: Machines) -> None:
-    kernels = ("5.10", "6.1", "7")
-    note = machines.folder / "running"
-    alone = (
-        f'import os; os.mkdir("{note}"); time.sleep(0.1); os.rmdir("{note}")\n'
-        'write("status", "0\\n")'
-    )
-    assert machines.boot(alone, kernels=kernels) == 0
-    together = (  # each waits until all are there
-        f'import os; os.makedirs("{note}/%s" % os.getpid())\n'
-        f'while len(os.listdir("{note}")) < 3: time.sleep(0.01)\n'
-        'write("status", "0\\n")'
-    )
-    assert machines.boot(together, "--parallel", "3", "--timeout", "60", kernels=kernels) == 0
+@pytest.mark.parametrize(("arguments", "together"), [([], 1), (["--parallel", "2"], 2)])
+def test_one_machine_at_a_time_unless_told(
+    vm: Any, monkeypatch: pytest.MonkeyPatch, arguments: list[str], together: int
+) -> None:
+    running: set[str] = set()
+    most = 0
+
+    async def boot(kernel: Any, *rest: object) -> int:
+        nonlocal most
+        running.add(kernel.series)
+        most = max(most, len(running))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        running.remove(kernel.series)
+        return 0
+
+    monkeypatch.setattr(vm, "boot", boot)
+    kernels = [vm.Kernel(name, Path(name)) for name in vm.SUITES]
+    options = vm.parse_arguments([*vm.SUITES, *arguments, "--", "true"])
+    assert asyncio.run(vm.boot_all(kernels, options, kvm=False)) == 0
+    assert most == together
 
 
 def test_results_get_a_folder_for_each_kernel(machines: Machines) -> None:
