@@ -1,16 +1,22 @@
 /* exec-monitor: every execve and execveat, with its arguments, result and duration.
  *
  * One of these is compiled, by the rung of the ladder that was taken:
- *   RUNG_KPROBE      kprobe and kretprobe on the system calls' functions, 32-bit callers included
- *   RUNG_FENTRY      fentry and fexit on the same
- *   RUNG_TRACEPOINT  tracepoints syscalls:sys_enter_execve[at] and sys_exit_execve[at]
- *   RUNG_SCHED       raw tracepoint sched_process_exec: successes only, no duration
+ *   RUNG_KPROBE      kprobes on the system calls' functions, 32-bit callers included
+ *   RUNG_FENTRY      fentry on the same
+ *   RUNG_TRACEPOINT  tracepoints syscalls:sys_enter_execve[at]
+ *   RUNG_SCHED       raw tracepoint sched_process_exec alone: no failures, no duration
  * WITH_BTF adds what needs the kernel's structures: the parent, and arguments that could not be read
  * on entry.
  *
  * Costs some 2 us for each exec, which itself takes a few hundred; nothing on any other event.
- * A call is noted on entry (its strings may be gone when it returns) and reported on return.  It is found
- * again by its task_struct's address: when a thread execs, it takes over its leader's thread id. */
+ * A call is noted on entry (its strings may be gone when it ends) and reported when it ends: a success
+ * by sched_process_exec, on every rung; a failure by the tracepoints sys_exit_execve[at] or by fexit.
+ * Not by kretprobes: execve sleeps, and the kernel follows only a few sleeping calls of a kretprobe at
+ * a time, ten or twice the number of CPUs.  Nor do the tracepoints see the end of a success that turned
+ * a 64-bit process into a 32-bit one.
+ *
+ * The entry is found again by its task_struct's address: when a thread execs, it takes over its
+ * leader's thread id. */
 #include "hmebpf.h"
 
 #define FILENAME_SIZE 256
@@ -62,11 +68,13 @@ enum count { SUCCEEDED, FAILED, LOST, INFLIGHT_FULL, COUNTS };
 
 BPF_ARRAY(settings, struct choices, 1);
 BPF_PERCPU_ARRAY(counts, u64, COUNTS);
-BPF_PERCPU_ARRAY(scratch, struct exec, CALLS);
+/* For each call, native and compat: fentry programs can be preempted by another one, not by themselves. */
+BPF_PERCPU_ARRAY(scratch, struct exec, 2 * CALLS);
 BPF_RINGBUF_OUTPUT(events, 1024); /* pages: 4 MiB */
 #ifndef RUNG_SCHED
-/* Entries are allocated as they are needed: few calls are under way at a time, and each is 4.5 KB. */
-BPF_F_TABLE("hash", u64, struct exec, inflight, 8192, BPF_F_NO_PREALLOC);
+/* 4.5 KB each, all allocated at once: tracing programs that allocate while they run make kernels before
+ * 6.1 warn and taint themselves, and PREEMPT_RT ones refuse them. */
+BPF_HASH(inflight, u64, struct exec, 1024);
 #endif
 
 static __always_inline void count(u32 which)
@@ -126,12 +134,13 @@ static __always_inline void describe_caller(struct exec *exec)
 }
 
 #ifdef WITH_BTF
-/* The arguments as the new program has them: pages that the kernel itself has just written. */
-static __always_inline void read_stack_args(struct exec *exec)
+/* The strings as the new program has them, in pages that the kernel itself has just written: its
+ * arguments, and behind its environment the name by which it was executed. */
+static __always_inline void read_stack_strings(struct exec *exec)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct mm_struct *mm = NULL;
-	u64 start = 0, end = 0;
+	u64 start = 0, end = 0, environment_end = 0;
 	bpf_probe_read_kernel(&mm, sizeof(mm), &task->mm);
 	if (!mm)
 		return;
@@ -146,6 +155,12 @@ static __always_inline void read_stack_args(struct exec *exec)
 	exec->args_length = 0;
 	if (bpf_probe_read_user(exec->args, length, (void *)start) == 0)
 		exec->args_length = length;
+	if (exec->filename[0])
+		return;
+	bpf_probe_read_kernel(&environment_end, sizeof(environment_end), &mm->env_end);
+	s32 got = bpf_probe_read_user_str(exec->filename, FILENAME_SIZE, (void *)environment_end);
+	if (got == FILENAME_SIZE)
+		exec->flags |= FILENAME_CUT;
 }
 #endif
 
@@ -214,7 +229,8 @@ static __always_inline int enter(u32 call, u64 filename, u64 argv, u8 pointer_si
 {
 	if (!wanted_process())
 		return 0;
-	struct exec *exec = scratch.lookup(&call);
+	u32 slot = pointer_size == 8 ? call : CALLS + call;
+	struct exec *exec = scratch.lookup(&slot);
 	if (!exec)
 		return 0;
 	exec->start_ns = bpf_ktime_get_ns();
@@ -230,6 +246,7 @@ static __always_inline int enter(u32 call, u64 filename, u64 argv, u8 pointer_si
 	return 0;
 }
 
+/* The call of this task is over. */
 static __always_inline int leave(s64 ret)
 {
 	u64 task = bpf_get_current_task();
@@ -243,7 +260,7 @@ static __always_inline int leave(s64 ret)
 			read_strings(exec); /* by now the kernel itself has touched what it read */
 #ifdef WITH_BTF
 		else
-			read_stack_args(exec);
+			read_stack_strings(exec);
 #endif
 	}
 	report(exec);
@@ -266,9 +283,12 @@ int enter_execveat(struct sys_enter *ctx)
 	return enter(EXECVEAT, ctx->args[1], ctx->args[2], 8);
 }
 
-int leave_exec(struct sys_exit *ctx)
+#endif
+
+#if defined(RUNG_TRACEPOINT) || defined(RUNG_KPROBE)
+int leave_failed(struct sys_exit *ctx)
 {
-	return leave(ctx->ret);
+	return ctx->ret < 0 ? leave(ctx->ret) : 0;
 }
 #endif
 
@@ -327,9 +347,11 @@ int enter_compat_execveat(struct pt_regs *ctx)
 	return enter_compat(EXECVEAT, (struct pt_regs *)FUNCTION_ARG1(ctx));
 }
 
-int leave_exec(struct pt_regs *ctx)
+/* 32-bit callers' failures, for which there is no tracepoint. */
+int leave_compat_failed(struct pt_regs *ctx)
 {
-	return leave((s64)FUNCTION_RESULT(ctx));
+	s32 ret = FUNCTION_RESULT(ctx);
+	return ret < 0 ? leave(ret) : 0;
 }
 #endif
 
@@ -364,9 +386,18 @@ int enter_compat_execveat(u64 *ctx)
 }
 
 /* One argument, then the result. */
-int leave_exec(u64 *ctx)
+int leave_failed(u64 *ctx)
 {
-	return leave((s64)ctx[1]);
+	s32 ret = ctx[1];
+	return ret < 0 ? leave(ret) : 0;
+}
+#endif
+
+#ifndef RUNG_SCHED
+/* sched_process_exec, raised in the task when its exec can no longer fail */
+int leave_done(struct bpf_raw_tracepoint_args *ctx)
+{
+	return leave(0);
 }
 #endif
 
@@ -391,7 +422,7 @@ int exec_done(struct bpf_raw_tracepoint_args *ctx)
 	bpf_probe_read_kernel(&filename, sizeof(filename), &binprm->filename);
 	if (bpf_probe_read_kernel_str(exec->filename, FILENAME_SIZE, filename) == FILENAME_SIZE)
 		exec->flags |= FILENAME_CUT;
-	read_stack_args(exec);
+	read_stack_strings(exec);
 	report(exec);
 	return 0;
 }

@@ -12,6 +12,7 @@
 
 #define IPV6_BASE 256
 #define OTHER 512
+#define LOWEST_ETHERTYPE 0x600
 #define SIZE_BUCKETS 20
 #define MAX_TAGS 2       /* 802.1ad carries one tag in another */
 #define MAX_EXTENSIONS 6 /* RFC 8200 names each of five once, destination options twice */
@@ -30,15 +31,16 @@ BPF_TABLE("percpu_hash", u32, struct counter, ethertypes, 1024);
 
 #if defined(BY_SOURCE)
 struct source {
+	u32 is_ip;
 	u32 address[4]; /* IPv4 as ::ffff:a.b.c.d */
 };
-BPF_TABLE("percpu_hash", struct source, struct counter, keys, 65536);
+BPF_TABLE("percpu_hash", struct source, struct counter, keys, KEYS);
 #elif defined(BY_PORT)
 struct port {
 	u16 number; /* destination port, host byte order */
 	u16 protocol;
 };
-BPF_TABLE("percpu_hash", struct port, struct counter, keys, 65536);
+BPF_TABLE("percpu_hash", struct port, struct counter, keys, KEYS);
 #endif
 
 static __always_inline void mark(u32 which)
@@ -84,6 +86,8 @@ int count_packet(struct xdp_md *ctx)
 		goto count;
 	}
 	type = from_be16(eth->type);
+	if (type < LOWEST_ETHERTYPE)
+		type = 0; /* a length: IEEE 802.3, all under one key */
 
 	if (type == ETH_P_8021Q || type == ETH_P_8021AD) {
 		mark(VLAN);
@@ -118,6 +122,7 @@ int count_packet(struct xdp_md *ctx)
 		next += header;
 		ports_follow = !(fragment & IPV4_FRAGMENT_OFFSET);
 #if defined(BY_SOURCE)
+		key.is_ip = 1;
 		key.address[2] = 0xFFFF0000; /* bytes 00 00 ff ff */
 		key.address[3] = ip->source;
 #endif
@@ -131,6 +136,7 @@ int count_packet(struct xdp_md *ctx)
 		next = ip + 1;
 		ports_follow = true;
 #if defined(BY_SOURCE)
+		key.is_ip = 1;
 		__builtin_memcpy(key.address, ip->source, sizeof(key.address));
 #endif
 #pragma unroll

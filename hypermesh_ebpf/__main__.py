@@ -12,7 +12,7 @@ def main() -> int:
     """Run the command line; its exit status.
 
     Ctrl-C is the normal way to end a monitor, also in the tenth of a second in which nothing is
-    imported yet, let alone attached.
+    imported yet, let alone attached; any other command has failed if it was interrupted.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
@@ -22,7 +22,9 @@ def main() -> int:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    os._exit(0)
+    from hypermesh_ebpf import monitors
+
+    os._exit(0 if set(sys.argv[1:]) & set(monitors.names()) else 1)
 
 
 if __name__ == "__main__":

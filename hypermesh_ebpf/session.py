@@ -10,7 +10,6 @@ descriptors (closing the last copy detaches and frees), the ring buffers' mappin
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -23,10 +22,16 @@ from hypermesh_ebpf.bpf.maps import Map
 from hypermesh_ebpf.bpf.programs import close_all, read_program_info
 from hypermesh_ebpf.bpf.ring import RingBuffer
 from hypermesh_ebpf.errors import TargetGone, UsageError
+from hypermesh_ebpf.host.interfaces import read_attached
+from hypermesh_ebpf.host.kernel import read_kernel_release
 from hypermesh_ebpf.metrics.rates import Rates
 from hypermesh_ebpf.metrics.sample import Event, Loss, Sample, Start
 from hypermesh_ebpf.monitors.declaration import Monitor, Option, Options
 from hypermesh_ebpf.worker import Loaded, LoadedTarget, Worker
+
+# A caller who reads samples alone does not make the process grow.
+_MOST_PENDING = 100_000
+_COUNTED_SINCE_6_7 = ("kprobe", "kretprobe", "tracepoint", "perf_event", "uprobe", "uretprobe")
 
 Report = Callable[[str, str], None]
 """Told ("progress" or "note", text) while a session is opened."""
@@ -38,14 +43,15 @@ def complete_options(monitor: Monitor, given: Mapping[str, Any]) -> dict[str, An
     Raises UsageError for an option that is unknown, missing, or of a value that it cannot have.
     """
     declared = {option.name: option for option in monitor.options}
-    unknown = sorted(set(given) - set(declared))
+    unknown = sorted(set(given) - set(declared) - {"events"})
     if unknown:
         raise UsageError(
             f"{monitor.name}: option {unknown[0]!r}",
             "there is no such option",
             f"see `hmebpf {monitor.name} --help`",
         )
-    return {name: _check(monitor, o, given.get(name, o.default)) for name, o in declared.items()}
+    options = {n: _check(monitor, o, given.get(n, o.default)) for n, o in declared.items()}
+    return {**options, "events": bool(given.get("events", monitor.events == "always"))}
 
 
 def _check(monitor: Monitor, option: Option, value: Any) -> Any:
@@ -77,7 +83,8 @@ def open_monitor(
 ) -> Session:
     """Load and attach a bundled monitor; a context manager.
 
-    ``options`` are the monitor's own, by name (``iface=("lo",)``, ``by="source"``).  ``rung`` asks
+    ``options`` are the monitor's own, by name (``iface=("lo",)``, ``by="source"``), and
+    ``events=True`` for a monitor that has events and does not always show them.  ``rung`` asks
     for one rung of its ladder and no other.  ``report`` is told of progress and of what degrades.
     Raises any HmebpfError.
     """
@@ -171,7 +178,8 @@ class Session:
         self._collector = monitor.collector(options, maps)
         self.rings = [ring for target in loaded.targets for ring in self._open_rings(target)]
         self._rates = Rates()
-        self._attached = self._read_at = time.monotonic()
+        self._pending: list[Event] = []
+        self._attached = self._read_at = loaded.attached_at
         names = [target.name for target in loaded.targets]
         self.target: str | list[str] = names[0] if len(names) == 1 else names
         self.start = Start(
@@ -199,15 +207,20 @@ class Session:
 
     def events(self) -> list[Event]:
         """What happened since the last call, oldest first."""
+        self._drain()
+        found, self._pending = self._pending, []
+        return found
+
+    def _drain(self) -> None:
+        """Take what is in the ring buffers; the last events are kept for a caller of events()."""
         decode, name = self._collector.decode, self.monitor.name
-        found = []
         for ring in self.rings:
             for record in ring.read():
                 fields = decode(record)
                 if fields is not None:
                     moment = fields.pop("time")
-                    found.append(Event(moment, name, fields))
-        return found
+                    self._pending.append(Event(moment, name, fields))
+        del self._pending[:-_MOST_PENDING]
 
     def read(self) -> Sample:
         """A reading of everything counted since attach, with rates since the last reading.
@@ -215,6 +228,7 @@ class Session:
         Raises MapError; TargetGone when an interface that was watched is no longer there.
         """
         self._check_targets()
+        self._drain()
         reading = self._collector.collect()
         now = time.monotonic()
         totals, rows = self._rates.apply(
@@ -252,12 +266,17 @@ class Session:
         self.close()
 
     def _missed(self) -> int | None:
-        """Runs that the kernel skipped, over all programs; None before Linux 5.12."""
-        counts = [
-            read_program_info(program.fd).missed
-            for target in self._loaded.targets
-            for program in target.programs
-        ]
+        """Runs that the kernel skipped, over all programs; None where it does not tell of all.
+
+        ``recursion_misses`` came with Linux 5.12; kprobes, tracepoints and perf events have
+        counted into it since 6.7 (commit dd8657894c11), which nothing but the version shows.
+        """
+        programs = [program for target in self._loaded.targets for program in target.programs]
+        if read_kernel_release().version < (6, 7) and any(
+            program.kind in _COUNTED_SINCE_6_7 for program in programs
+        ):
+            return None
+        counts = [read_program_info(program.fd).missed for program in programs]
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None
 
@@ -266,7 +285,7 @@ class Session:
             if target.ifindex is None:
                 continue
             try:
-                socket.if_indextoname(target.ifindex)
+                attached = read_attached(target.ifindex)
             except OSError as error:
                 raise TargetGone(
                     f"watch {target.name}",
@@ -274,6 +293,13 @@ class Session:
                     "start again when it is back",
                     errno=error.errno,
                 ) from error
+            (program,) = target.programs
+            if all(each.prog_id != program.id for each in attached):
+                raise TargetGone(
+                    f"watch {target.name}",
+                    f"our program (id {program.id}) was taken off or replaced by somebody else",
+                    f"see what is there with `ip -d link show {target.name}`",
+                )
 
 
 def _open_maps(target: LoadedTarget) -> dict[str, Map]:

@@ -40,6 +40,7 @@ class LoadedProgram:
     """A program in the kernel, by descriptor."""
 
     name: str
+    kind: str
     id: int
     tag: str
     fd: int
@@ -61,11 +62,15 @@ class LoadedTarget:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Everything a worker made; the descriptors are the receiver's to close."""
+    """Everything a worker made; the descriptors are the receiver's to close.
+
+    ``attached_at`` is when the last hook was attached, as time.monotonic() counts.
+    """
 
     targets: tuple[LoadedTarget, ...]
     hooks: tuple[str, ...]
     degraded: Degraded | None
+    attached_at: float
 
     def descriptors(self) -> list[int]:
         """All of them, attachments first, so that closing in order detaches before it frees."""
@@ -220,10 +225,7 @@ def _unpack(message: Mapping[str, Any], descriptors: list[int]) -> Loaded:
         LoadedTarget(
             target["name"],
             tuple((MapSpec(**spec), next(following)) for spec in target["maps"]),
-            tuple(
-                LoadedProgram(program["name"], program["id"], program["tag"], next(following))
-                for program in target["programs"]
-            ),
+            tuple(LoadedProgram(**program, fd=next(following)) for program in target["programs"]),
             tuple(next(following) for _ in range(target["attachments"])),
             target["ifindex"],
         )
@@ -231,4 +233,4 @@ def _unpack(message: Mapping[str, Any], descriptors: list[int]) -> Loaded:
     )
     lower = message["degraded"]
     degraded = Degraded(**{**lower, "lost": tuple(lower["lost"])}) if lower else None
-    return Loaded(targets, tuple(message["hooks"]), degraded)
+    return Loaded(targets, tuple(message["hooks"]), degraded, message["attached_at"])

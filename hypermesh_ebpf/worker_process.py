@@ -15,6 +15,7 @@ import ctypes
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -28,6 +29,10 @@ from hypermesh_ebpf.errors import (
     HmebpfError,
     InterfaceBusy,
     InterfaceNotFound,
+    LoadError,
+    TargetGone,
+    Unsupported,
+    VerifierError,
     from_dict,
 )
 from hypermesh_ebpf.host.hooks import probe_hook
@@ -40,7 +45,9 @@ from hypermesh_ebpf.monitors.declaration import Hook, Monitor, Options, Rung
 _PR_SET_PDEATHSIG = 1
 _BY_BTF_ID = ("fentry", "fexit")
 # The user has to settle these; another rung would meet the same.
-_FINAL = (InterfaceBusy, InterfaceNotFound)
+_FINAL = (InterfaceBusy, InterfaceNotFound, TargetGone)
+# What the probes did not foresee: another rung may do.
+_REFUSALS = (AttachError, LoadError, Unsupported, VerifierError)
 
 
 def main(channel_fd: int, parent: int) -> None:
@@ -68,13 +75,17 @@ def _serve(channel: Channel, request: dict[str, Any]) -> None:
         start = [rung.name for rung in monitor.rungs].index(request["rung"])
         monitor = replace(monitor, rungs=monitor.rungs[: start + 1])
     while True:
-        choice = choose_rung(monitor, start)
+        try:
+            choice = choose_rung(monitor, start)
+        except Unsupported as error:
+            error.cause = "; ".join([*reasons, error.cause or ""])
+            raise
         try:
             with _Load(channel, monitor, choice.rung, options) as load:
                 load.run(use_cache)
                 load.hand_over(_degraded(choice, reasons))
             return
-        except AttachError as error:
+        except _REFUSALS as error:
             if isinstance(error, _FINAL) or choice.index + 1 >= len(monitor.rungs):
                 raise
             reasons.append(f"{choice.rung.name}: {error}")
@@ -116,6 +127,7 @@ class _Load:
         self._image: Image | None = None
         self._targets: list[_Target] = []
         self._hooks: dict[str, None] = {}
+        self._attached_at = 0.0
 
     def __enter__(self) -> _Load:
         return self
@@ -147,6 +159,7 @@ class _Load:
         # Attach only when everything is loaded: the hooks of all targets start as close as can be.
         for target in self._targets:
             self._attach(target, hooks)
+        self._attached_at = time.monotonic()
 
     def hand_over(self, degraded: dict[str, Any] | None) -> None:
         """Give the parent everything."""
@@ -156,6 +169,7 @@ class _Load:
             "type": "loaded",
             "hooks": list(self._hooks),
             "degraded": degraded,
+            "attached_at": self._attached_at,
             "targets": [
                 {
                     "name": target.name,
@@ -196,7 +210,8 @@ class _Load:
             fd = load_program(program, hook.kind, image.license, target.maps, btf_id)
             target.program_fds.append(fd)
             info = read_program_info(fd)
-            target.programs.append({"name": program.name, "id": info.id, "tag": info.tag})
+            known = {"name": program.name, "kind": hook.kind, "id": info.id, "tag": info.tag}
+            target.programs.append(known)
 
     def _attach(self, target: _Target, hooks: list[tuple[Hook, str]]) -> None:
         for (hook, resolved), fd, program in zip(

@@ -124,12 +124,19 @@ def _load(
 
 
 def _verifier_error(name: str, error: OSError, said: str) -> VerifierError:
-    """The last lines of the log before its statistics say what was wrong."""
+    """The last lines of the log before its statistics say what was wrong.
+
+    Newer kernels (seen on 7.3) explain it once more behind them, and end with a suggestion.
+    """
     lines = said.splitlines()
+    explained = [n for n, line in enumerate(lines) if line.startswith("Verification failed: ")]
     telling = [
-        line for line in lines if not re.match(r"(processed|verification time|stack depth) ", line)
+        line
+        for line in (lines[: explained[-1]] if explained else lines)
+        if line and not re.match(r"(processed|verification time|stack depth) ", line)
     ]
     shown = telling[-_TELLING_LINES:]
+    suggestion = re.search(r"^Suggestion:\n((?:  .*\n?)+)", said, re.M) if explained else None
     cause = "\n  ".join(shown)
     if len(lines) > len(shown):
         cause += (
@@ -138,7 +145,9 @@ def _verifier_error(name: str, error: OSError, said: str) -> VerifierError:
     return VerifierError(
         f"load program {name}: refused by the kernel's verifier",
         cause,
-        "correct the program at the instruction named last",
+        " ".join(suggestion[1].split())
+        if suggestion
+        else "correct the program at the instruction named last",
         errno=error.errno,
         details=said,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 import click
@@ -64,17 +65,19 @@ def main() -> int:
         return _explain(_usage_error(error))
     except HmebpfError as error:
         return _explain(error)
-    except OSError as error:  # click could not write; what else fails has an error of its own
-        return _explain(_unwritten(error))
+    except OSError as error:  # click could not write, or something that should have its own error
+        return _explain(_unforeseen(error))
     return status if isinstance(status, int) else 0  # click returns what ctx.exit() was given
 
 
-def _unwritten(error: OSError) -> HmebpfError:
-    from hypermesh_ebpf.output.writer import silence
+def _unforeseen(error: OSError) -> HmebpfError:
+    """An error that nobody mapped; for a full disk or a reader that left it is the output's."""
+    if error.errno in (errno.EPIPE, errno.ENOSPC, errno.EBADF) and error.filename is None:
+        from hypermesh_ebpf.output.writer import silence
 
-    silence(sys.stdout)
-    cause = describe_errno(error.errno) if error.errno else str(error)
-    return OutputError("write the output", cause, "write it elsewhere; -vv shows what failed")
+        silence(sys.stdout)
+        return OutputError("write the output", describe_errno(error.errno), "write it elsewhere")
+    return HmebpfError("hmebpf", str(error), "-vv shows what failed; please report it")
 
 
 def _usage_error(error: click.ClickException) -> HmebpfError:

@@ -31,12 +31,14 @@ def check_system(output: str, fix: bool, verbose: int) -> None:
     from hypermesh_ebpf import monitors
     from hypermesh_ebpf.host.report import examine
     from hypermesh_ebpf.output.findings import show_report
-    from hypermesh_ebpf.output.writer import OutputClosed
+    from hypermesh_ebpf.output.writer import OutputClosed, require_stream
+
+    stream = require_stream(sys.stdout)
 
     mended = _mount_missing() if fix else True
     report = examine(monitors.load(name) for name in monitors.names())
     with suppress(OutputClosed):  # `| head` saw what it wanted
-        show_report(report, output, sys.stdout, verbose)
+        show_report(report, output, stream, verbose)
     if not report.all_run:
         sys.exit(3)
     if not mended:

@@ -24,10 +24,11 @@ class _Seconds(click.FloatRange):
 
 
 _POSITIVE = _Seconds(min=0, min_open=True)
+_INTERVAL = _Seconds(min=0.05)  # nobody reads faster, and a reading costs a core no time
 _COMMON = (
     click.Option(
         ["-i", "--interval"],
-        type=_POSITIVE,
+        type=_INTERVAL,
         default=1.0,
         show_default=True,
         metavar="SECONDS",
@@ -77,13 +78,14 @@ def make_command(monitor: Monitor) -> click.Command:
         for option in monitor.options:
             if option.multiple:  # what is given twice counts once
                 options[option.name] = tuple(dict.fromkeys(options[option.name]))
+        options["events"] = given.get("events", monitor.events == "always")
         common = RunOptions(
             interval=given["interval"],
             duration=given["duration"],
             count=given["count"],
             output=given["output"],
             top=given["top"],
-            events=given.get("events", False),
+            events=options["events"],
             fail_on_loss=given["fail_on_loss"],
             rung=given.get("rung"),
             use_cache=not given["no_cache"],

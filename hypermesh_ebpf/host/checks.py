@@ -135,7 +135,7 @@ def _check_environment() -> Finding:
 _FILESYSTEM_AFFECTS = {
     "tracefs": "tracepoints, kprobes before Linux 4.17",
     "debugfs": "the list of functions that kprobes may not touch",
-    "bpf": "--pin: programs and maps that outlive the command",
+    "bpf": "nothing of hmebpf; other tools pin programs and maps there",
 }
 _FIX = "`sudo hmebpf check-system --fix` mounts it (other tools may need it)"
 

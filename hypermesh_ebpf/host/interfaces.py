@@ -116,6 +116,12 @@ def _attached(attributes: netlink.Attributes) -> tuple[Attached, ...]:
     return (Attached(mode, number(_XDP_PROG_ID)),) if mode else ()
 
 
+def read_attached(ifindex: int) -> tuple[Attached, ...]:
+    """The XDP programs on one interface now.  Raises OSError, ENODEV if it is gone."""
+    attributes = netlink.read_link(ifindex)
+    return _attached(netlink.parse_attributes(attributes.get(_IFLA_XDP, b"")))
+
+
 def read_interfaces() -> tuple[Interface, ...]:
     """The interfaces of this network namespace, by ifindex.  Raises OSError."""
     features = netlink.dump_xdp_features()

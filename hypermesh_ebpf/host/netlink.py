@@ -78,6 +78,14 @@ def dump_links() -> Iterator[tuple[int, int, Attributes]]:
         yield index, flags, parse_attributes(body[info.size :])
 
 
+def read_link(ifindex: int) -> Attributes:
+    """The IFLA_* attributes of one interface.  Raises OSError, ENODEV if there is none."""
+    request = struct.pack("=BxHiII", 0, 0, ifindex, 0, 0)
+    request += _attribute(_IFLA_EXT_MASK, struct.pack("=I", _SKIP_STATS))
+    (body,) = _ask(NETLINK_ROUTE, _RTM_GETLINK, request, dump=False)
+    return parse_attributes(body[16:])
+
+
 def dump_xdp_features() -> dict[int, int] | None:
     """What each driver says it can do with XDP: ifindex to NETDEV_XDP_ACT_* bits.
 

@@ -91,6 +91,8 @@ def _btf_state() -> str:
 
 def _key(path: Path, text: str, defines: Mapping[str, str | int]) -> str:
     headers = sorted(path.parent.glob("*.h")) + sorted((_PACKAGE / "image/include").rglob("*.h"))
+    # What this code makes of a source is an ingredient, too.
+    headers += [_PACKAGE / "image/kernel_types.py", _PACKAGE / "image/bcc.py"]
     macros = "\n".join(f"{name}={value}" for name, value in sorted(defines.items()))
     found = find_bcc()
     parts = [__version__, text, macros, found.version, _btf_state()]

@@ -14,7 +14,10 @@ from typing import Any, Protocol
 from hypermesh_ebpf.metrics.sample import Histogram, Row
 
 Options = Mapping[str, Any]
-"""The user's choices by option name ("by", "iface", ...), defaults filled in."""
+"""The user's choices by option name ("by", "iface", ...), defaults filled in.
+
+"events" is always among them: whether each event is wanted, or only what was counted.
+"""
 
 
 @dataclass(frozen=True, slots=True)

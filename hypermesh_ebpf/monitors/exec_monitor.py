@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import pwd
 import struct
 import time
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
-from hypermesh_ebpf.errors import UsageError
+from hypermesh_ebpf.errors import UsageError, name_errno
 from hypermesh_ebpf.host.cgroups import CgroupPaths, find_container
+from hypermesh_ebpf.host.users import find_uid, name_user
 from hypermesh_ebpf.monitors.declaration import (
     Column,
     Hook,
@@ -31,6 +29,7 @@ _CHOICES = struct.Struct("=II4B16s")
 _SUCCEEDED, _FAILED, _LOST, _INFLIGHT_FULL = range(4)
 _CALLS = ("execve", "execveat")
 _ARGS_CUT, _FILENAME_CUT, _UNREADABLE, _ARGS_FROM_STACK = 1, 2, 4, 8
+_MOST_ROWS = 10_000
 _COMM_LENGTH = 15  # TASK_COMM_LEN less its zero byte
 
 _SCHED_FIELDS = (
@@ -53,15 +52,6 @@ _FIELDS = (*_SCHED_FIELDS, "call", "duration_ns")
 _NO_BTF_FIELDS = tuple(name for name in _FIELDS if name not in ("ppid", "parent"))
 
 
-@lru_cache(maxsize=1024)
-def name_user(uid: int) -> str | None:
-    """The user's name, None for a uid that has none here."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return None
-
-
 def _text(raw: bytes) -> str:
     """A C string as the file system's text, whatever bytes it has."""
     return os.fsdecode(raw.split(b"\0", 1)[0])
@@ -75,12 +65,18 @@ class _Collector:
         self._by: str = options["by"]
         self._rows: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._cgroups = CgroupPaths()
-        # bpf_ktime_get_ns counts as CLOCK_MONOTONIC does.
+        self._epoch = 0.0
+        self._set_clock()
+
+    def _set_clock(self) -> None:
+        """Where CLOCK_MONOTONIC, by which bpf_ktime_get_ns counts, began; suspending moves it."""
         self._epoch = time.time() - time.monotonic()
 
     def decode(self, record: bytes) -> dict[str, Any]:
         fields = self._fields(record)
         row = self._rows.get(key := tuple(fields[name] for name in _KEYS[self._by]))
+        if row is None and len(self._rows) >= _MOST_ROWS:
+            row = self._rows.get(key := (None,) * len(key))  # all the others
         if row is None:
             row = self._rows[key] = dict(zip(_KEYS[self._by], key, strict=True), execs=0, failed=0)
         row["execs"] += 1
@@ -125,13 +121,14 @@ class _Collector:
             "args": args,
             "args_truncated": bool(flags & (_ARGS_CUT | _FILENAME_CUT) or unread),
             "ret": ret,
-            "error": errno.errorcode.get(-ret, str(-ret)) if ret else None,
+            "error": name_errno(-ret) if ret else None,
             "duration_ns": duration_ns if known else None,
             "cgroup": cgroup,
             "container": find_container(cgroup),
         }
 
     def collect(self) -> Reading:
+        self._set_clock()
         counts = [value for _key, value in self._maps["counts"].items()]
         totals = {
             "execs": counts[_SUCCEEDED] + counts[_FAILED],
@@ -144,7 +141,9 @@ class _Collector:
 def _settings(options: Options) -> bytes:
     """struct choices: what the program is to report.  Raises UsageError for an unknown user."""
     pid, comm = options["pid"], options["comm"]
-    uid = None if options["uid"] is None else _find_uid(options["uid"])
+    if pid is not None and not 0 <= pid < 1 << 32:
+        raise UsageError(f"--pid {pid}", "no process has that number", "see `ps -e`")
+    uid = None if options["uid"] is None else find_uid(options["uid"])
     return _CHOICES.pack(
         pid or 0,
         uid or 0,
@@ -154,18 +153,6 @@ def _settings(options: Options) -> bytes:
         options["failed"],
         os.fsencode(comm or "")[:_COMM_LENGTH],
     )
-
-
-def _find_uid(text: str) -> int:
-    """A user by number or name."""
-    if text.isdecimal() and int(text) < 1 << 32:
-        return int(text)
-    try:
-        return pwd.getpwnam(text).pw_uid
-    except KeyError:
-        raise UsageError(
-            f"--uid {text}", "no such user", "give a number, or a name that `getent passwd` lists"
-        ) from None
 
 
 _KEYS = {
@@ -182,25 +169,46 @@ _KEY_COLUMNS = {
 }
 
 
-def _hooks(entry: str, result: str) -> tuple[Hook, ...]:
-    """Both system calls, by entry and return of their functions, those of 32-bit programs too."""
-    hooks = []
-    for prefix, infix in (("syscall", ""), ("compat_syscall", "compat_")):
-        for call in _CALLS:
-            optional = prefix == "compat_syscall"
-            target = f"{prefix}:{call}"
-            hooks.append(Hook(entry, target, f"enter_{infix}{call}", optional))
-            hooks.append(Hook(result, target, "leave_exec", optional))
-    return tuple(hooks)
+# How a call ends, on every rung but the last: a success by this, whoever made the call.
+_SUCCESS = Hook("raw_tracepoint", "sched_process_exec", "leave_done")
+_FAILURES = (
+    Hook("tracepoint", "syscalls:sys_exit_execve", "leave_failed"),
+    Hook("tracepoint", "syscalls:sys_exit_execveat", "leave_failed"),
+)
 
 
+def _entries(kind: str) -> tuple[Hook, ...]:
+    """Both system calls at their functions' entry, those of 32-bit programs where there are any."""
+    return (
+        Hook(kind, "syscall:execve", "enter_execve"),
+        Hook(kind, "syscall:execveat", "enter_execveat"),
+        Hook(kind, "compat_syscall:execve", "enter_compat_execve", optional=True),
+        Hook(kind, "compat_syscall:execveat", "enter_compat_execveat", optional=True),
+    )
+
+
+_KPROBES = (
+    *_entries("kprobe"),
+    _SUCCESS,
+    *_FAILURES,
+    Hook("kretprobe", "compat_syscall:execve", "leave_compat_failed", optional=True),
+    Hook("kretprobe", "compat_syscall:execveat", "leave_compat_failed", optional=True),
+)
+_TRAMPOLINES = (
+    *_entries("fentry"),
+    _SUCCESS,
+    Hook("fexit", "syscall:execve", "leave_failed"),
+    Hook("fexit", "syscall:execveat", "leave_failed"),
+    Hook("fexit", "compat_syscall:execve", "leave_failed", optional=True),
+    Hook("fexit", "compat_syscall:execveat", "leave_failed", optional=True),
+)
 _TRACEPOINTS = (
     Hook("tracepoint", "syscalls:sys_enter_execve", "enter_execve"),
-    Hook("tracepoint", "syscalls:sys_exit_execve", "leave_exec"),
     Hook("tracepoint", "syscalls:sys_enter_execveat", "enter_execveat"),
-    Hook("tracepoint", "syscalls:sys_exit_execveat", "leave_exec"),
+    _SUCCESS,
+    *_FAILURES,
 )
-_LOST_32_BIT = "execs of and by 32-bit programs"
+_LOST_32_BIT = "execs by 32-bit programs"
 
 MONITOR = Monitor(
     name="exec-monitor",
@@ -209,14 +217,14 @@ MONITOR = Monitor(
     rungs=(
         Rung(
             "kprobe",
-            _hooks("kprobe", "kretprobe"),
+            _KPROBES,
             fields=_FIELDS,
             defines={"RUNG_KPROBE": 1, "WITH_BTF": 1},
             needs_btf=True,
         ),
         Rung(
             "fentry",
-            _hooks("fentry", "fexit"),
+            _TRAMPOLINES,
             fields=_FIELDS,
             defines={"RUNG_FENTRY": 1, "WITH_BTF": 1},
             needs_btf=True,
@@ -248,8 +256,8 @@ MONITOR = Monitor(
     collector=_Collector,
     columns=lambda options: (
         *_KEY_COLUMNS[options["by"]],
-        Column("execs", "execs", "count"),
-        Column("execs_per_s", "execs/s", "rate", share=True),
+        Column("execs", "execs", "count", share=True),
+        Column("execs_per_s", "execs/s", "rate"),
         Column("failed", "failed", "count"),
     ),
     key=lambda options: _KEYS[options["by"]],

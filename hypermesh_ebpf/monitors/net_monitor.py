@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hypermesh_ebpf.bpf.libbpf import possible_cpus
 from hypermesh_ebpf.errors import UsageError, name_errno
 from hypermesh_ebpf.host.users import find_uid, name_user
 from hypermesh_ebpf.metrics.histogram import Bucket, log2_buckets, percentiles
@@ -250,13 +251,13 @@ def _settings(options: Options) -> bytes:
         uid is not None,
         comm is not None,
         list(_KEYS).index(options["by"]),
-        options.get("events", True),
+        options["events"],
     )
 
 
 def _row_limit() -> int:
     """How many rows the maps have room for: fewer where many CPUs each hold a copy."""
-    return min(_MOST_ROWS, _ROWS_MEMORY // (_ROW_SIZE * (os.cpu_count() or 1)))
+    return min(_MOST_ROWS, _ROWS_MEMORY // (_ROW_SIZE * possible_cpus()))
 
 
 # System calls, each with the programs at its entry and at its return.

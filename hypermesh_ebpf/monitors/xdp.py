@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+from hypermesh_ebpf.bpf.libbpf import possible_cpus
 from hypermesh_ebpf.metrics.histogram import log2_buckets
 from hypermesh_ebpf.metrics.sample import Histogram, Row
 from hypermesh_ebpf.monitors.declaration import (
@@ -22,10 +24,10 @@ from hypermesh_ebpf.monitors.declaration import (
 # Places in the map protocols, and in the map marks (bpf_c/xdp.c).
 _IPV6, _OTHER = 256, 512
 _VLAN, _FRAGMENT, _TRUNCATED, _ETHERTYPES_FULL, _KEYS_FULL = range(5)
-_LOWEST_ETHERTYPE = 0x600  # below, the field is a length (IEEE 802.3)
 
 # https://www.iana.org/assignments/ieee-802-numbers, include/uapi/linux/if_ether.h
 _ETHERTYPES = {
+    0: "802.3",  # what bpf_c/xdp.c makes of all values below 0x600, which are lengths
     0x0800: "IPv4",
     0x0806: "ARP",
     0x0842: "Wake-on-LAN",
@@ -68,7 +70,7 @@ _PROTOCOLS = {
     60: "IPv6-Opts",
     88: "EIGRP",
     89: "OSPF",
-    94: "IPIP",
+    94: "IPIP (94)",
     103: "PIM",
     108: "IPComp",
     112: "VRRP",
@@ -94,8 +96,6 @@ _KEY_COLUMNS = {
 
 def name_ethertype(number: int) -> str:
     """ "IPv4" for 0x0800; the number for one that has no name here."""
-    if number < _LOWEST_ETHERTYPE:
-        return "802.3"
     return _ETHERTYPES.get(number, f"0x{number:04x}")
 
 
@@ -142,7 +142,7 @@ class _Collector:
             return _protocol_rows(maps, protocols)
         if self._by == "source":
             return [
-                {"source": _name_source(key.address), **value._asdict()}
+                {"source": _name_source(key), **value._asdict()}
                 for key, value in maps["keys"].items()
             ]
         if self._by == "port":
@@ -171,13 +171,22 @@ def _protocol_rows(maps: Maps, protocols: list[tuple[int, Any]]) -> list[dict[st
     return rows
 
 
-def _name_source(words: tuple[int, ...]) -> str | None:
+def _name_source(key: Any) -> str | None:
     """An address out of four words as they stood in the packet; None for what is not IP."""
-    raw = b"".join(word.to_bytes(4, "little") for word in words)
-    address = ipaddress.IPv6Address(raw)
-    if address.ipv4_mapped:
-        return str(address.ipv4_mapped)
-    return str(address) if any(raw) else None
+    if not key.is_ip:
+        return None
+    address = ipaddress.IPv6Address(b"".join(w.to_bytes(4, sys.byteorder) for w in key.address))
+    return str(address.ipv4_mapped or address)
+
+
+def _defines(options: Options) -> dict[str, int]:
+    """What the C file is compiled with: the kind of key, and how many of them there is room for.
+
+    Each CPU that the kernel may ever have holds a copy of each, allocated at once.
+    """
+    if options["by"] not in _KEY_MACROS:
+        return {}
+    return {_KEY_MACROS[options["by"]]: 1, "KEYS": min(_MOST_KEYS, _KEY_COPIES // possible_cpus())}
 
 
 def _name_port(key: Any) -> dict[str, Any]:
@@ -197,7 +206,9 @@ def _key(options: Options) -> tuple[str, ...]:
     return iface + tuple(column.field for column in _KEY_COLUMNS[options["by"]])
 
 
-_DEFINES = {"source": {"BY_SOURCE": 1}, "port": {"BY_PORT": 1}}
+_KEY_MACROS = {"source": "BY_SOURCE", "port": "BY_PORT"}
+_MOST_KEYS = 65536
+_KEY_COPIES = 1 << 21  # 16 bytes each: 32 MB at most
 
 MONITOR = Monitor(
     name="xdp",
@@ -237,6 +248,6 @@ MONITOR = Monitor(
             default=False,
         ),
     ),
-    defines=lambda options: _DEFINES.get(options["by"], {}),
+    defines=_defines,
     targets=lambda options: tuple(dict.fromkeys(options["iface"])),
 )

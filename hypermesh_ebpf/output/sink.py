@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol, TextIO
 
-from hypermesh_ebpf.errors import OutputError, UsageError
+from hypermesh_ebpf.errors import UsageError
 from hypermesh_ebpf.metrics.sample import End, Event, Sample, Start
 from hypermesh_ebpf.monitors.declaration import Monitor, Options
-from hypermesh_ebpf.output.writer import OutputClosed, Writer, silence
+from hypermesh_ebpf.output.writer import OutputClosed, Writer, require_stream, silence
 
 __all__ = ["KINDS", "OutputClosed", "Sink", "open_sink", "silence_stdout"]
 
@@ -68,12 +68,7 @@ def open_sink(
         raise UsageError(
             f"--output {kind}", "there is no such output", f"choose one of {', '.join(KINDS)}"
         )
-    if stream is None:  # what sys.stdout is when the shell closed it
-        raise OutputError(
-            "write the output",
-            "standard output is closed",
-            "run again with `> FILE` or into a pipe",
-        )
+    stream = require_stream(stream)
     show_events = show_events or monitor.events == "always"
     writer = Writer(stream, stopping)
     if kind == "json":

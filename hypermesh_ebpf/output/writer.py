@@ -33,6 +33,17 @@ class OutputClosed(Exception):
     """The reader of the output is gone (`... | head`): how a pipeline ends, no failure."""
 
 
+def require_stream(stream: TextIO | None) -> TextIO:
+    """The stream; sys.stdout is None when the shell closed it.  Raises OutputError."""
+    if stream is None:
+        raise OutputError(
+            "write the output",
+            "standard output is closed",
+            "run again with `> FILE` or into a pipe",
+        )
+    return stream
+
+
 class Writer:
     """Writes whole batches to ``stream``, past Python's buffers where it has a descriptor.
 

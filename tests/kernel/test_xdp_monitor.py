@@ -126,6 +126,7 @@ def test_every_header_is_walked(wire: VethPair) -> None:
         "lldp": ethernet(0x88CC, bytes(30)),
         "unknown": ethernet(0xABCD, bytes(30)),
         "802.3": ethernet(40, bytes(40)),
+        "802.3 of another length": ethernet(41, bytes(41)),
         "no ip header": ethernet(0x0800),
         "short ip": ethernet(0x0800, ipv4(17)[:19]),
         "short tcp": ethernet(0x0800, ipv4(6, b"\0\x50")),
@@ -150,7 +151,7 @@ def test_every_header_is_walked(wire: VethPair) -> None:
         ("ARP", "ARP"): 3,
         ("LLDP", "LLDP"): 3,
         ("0xabcd", "0xabcd"): 3,
-        ("802.3", "802.3"): 3,
+        ("802.3", "802.3"): 6,
         ("IPv4", "IPv4"): 6,
         ("802.1Q", "802.1Q"): 3,
     }
@@ -163,11 +164,12 @@ def test_every_header_is_walked(wire: VethPair) -> None:
 def test_by_source(wire: VethPair) -> None:
     frames = [ethernet(0x0800, ipv4(17, udp(1), source="10.1.1.1"))] * 5
     frames += [ethernet(0x86DD, ipv6(17, udp(1), source="fd00::77"))] * 7
+    frames += [ethernet(0x86DD, ipv6(58, bytes(8), source="::"))] * 2
     frames += [ethernet(0x0806, bytes(28))] * 3
     with watch(wire, "--by", "source") as monitor:
         send_all(wire, frames)
         monitor.finish()
-    assert rows_by(monitor, "source") == {"10.1.1.1": 5, "fd00::77": 7, None: 3}
+    assert rows_by(monitor, "source") == {"10.1.1.1": 5, "fd00::77": 7, "::": 2, None: 3}
 
 
 def test_by_port(wire: VethPair) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import hypermesh_ebpf
 from hypermesh_ebpf import errors
+from hypermesh_ebpf.bpf.programs import _verifier_error
 from hypermesh_ebpf.errors import HmebpfError, all_errors, describe_errno, from_dict
 
 # "    │   └── MissingBtf          exit 3   the kernel's type information ..."
@@ -82,6 +83,57 @@ def test_exit_codes_are_the_promised_ones() -> None:
         "LossSeen": 4,
         "OverheadExceeded": 5,
     }
+
+
+REFUSED = """\
+0: R1=ctx() R10=fp0
+0: (b7) r1 = 0                        ; R1=0
+1: (63) *(u32 *)(r10 -4) = r1         ; R1=0 R10=fp0 fp-8=0000????
+2: (18) r1 = 0xffff8b30819eb800       ; R1=map_ptr(map=m,ks=4,vs=8)
+6: (85) call bpf_map_lookup_elem#1    ; R0=map_value_or_null(id=1,map=m,ks=4,vs=8)
+7: (79) r0 = *(u64 *)(r0 +0)
+R0 invalid mem access 'map_value_or_null'
+"""
+EXPLAINED = """
+Verification failed: Register Type Safety: Invalid dereference
+
+Reason:
+  R0 may be NULL here (a nullable map value pointer). The program could dereference NULL on this
+  path, so the verifier cannot prove this access is safe.
+
+At:
+  insn 7
+       | ^-- error: invalid dereference of R0 (a nullable map value pointer)
+
+Suggestion:
+  Add a NULL check before the access and dereference the pointer
+  only on the non-NULL path.
+
+"""
+SUM = "processed 7 insns (limit 1000000) max_states_per_insn 0 total_states 0 peak_states 0\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "remedy"),
+    [
+        (REFUSED + SUM, "correct the program at the instruction named last"),
+        (
+            REFUSED + EXPLAINED + SUM,
+            "Add a NULL check before the access and dereference the pointer only on the "
+            "non-NULL path.",
+        ),
+    ],
+    ids=["as it was", "as Linux 7.3 explains it"],
+)
+def test_verifiers_log_is_cut_to_its_telling_lines(log: str, remedy: str) -> None:
+    error = _verifier_error("f", OSError(errno.EACCES, "Permission denied"), log)
+    assert error.cause is not None
+    *shown, omitted = error.cause.splitlines()
+    assert [line.strip() for line in shown] == REFUSED.splitlines()[2:]
+    left_out = len(log.splitlines()) - len(shown)
+    assert omitted == f"  ({left_out} lines of the verifier's log omitted; see them with -v)"
+    assert error.remedy == remedy
+    assert error.details == log
 
 
 def test_errno_in_words() -> None:
