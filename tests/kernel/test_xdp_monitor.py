@@ -273,6 +273,18 @@ def test_interface_that_goes_away_ends_the_run_with_an_error() -> None:
     assert "hint: " in said
 
 
+def test_program_that_somebody_takes_off_ends_the_run_with_an_error(veth: VethPair) -> None:
+    with watch(veth) as monitor:
+        veth.right.run("ip", "link", "set", veth.right_iface, "xdp", "off")
+        while monitor.read() is not None:
+            pass
+        assert monitor.process.wait(60) == 1
+        assert monitor.process.stderr is not None
+        said = monitor.process.stderr.read()
+    assert "was taken off or replaced by somebody else" in said
+    assert "hint: " in said
+
+
 def test_interface_that_is_taken(veth: VethPair) -> None:
     with watch(veth) as first:
         argv = [*COMMAND, "xdp", "--iface", veth.right_iface, "-d", "1"]
@@ -289,8 +301,10 @@ def test_interface_that_is_taken(veth: VethPair) -> None:
         assert attached(veth.right, veth.right_iface), "the first one is untouched"
         with watch(veth, "--replace") as third:
             assert third.start["prog_ids"] != first.start["prog_ids"]
+            while first.read() is not None:
+                pass
+            assert first.process.wait(60) == 1, "the first one says that it lost its place"
             third.finish()
-        first.finish()
 
 
 def test_reader_that_goes_away_ends_the_run(veth: VethPair) -> None:
