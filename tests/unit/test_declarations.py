@@ -187,8 +187,9 @@ def test_unknown_monitor_option_and_rung() -> None:
 
 
 def test_defaults_are_filled_in() -> None:
-    options = complete_options(monitors.load("exec-monitor"), {"comm": "sh"})
-    assert options == {"by": "comm", "uid": None, "comm": "sh", "pid": None, "failed": False}
+    monitor = monitors.load("exec-monitor")
+    options = complete_options(monitor, {"comm": "sh"})
+    assert options == {option.name: option.default for option in monitor.options} | {"comm": "sh"}
 
 
 @pytest.mark.parametrize(
