@@ -1,10 +1,10 @@
 """JSON lines: one object per line, as other people's scripts read it.
 
-Shapes are those of docs/design.md, "JSON".  Output is UTF-8 whatever the locale says (RFC 8259,
-8.1).  Names in the kernel are bytes: one that is no UTF-8 comes here with surrogate escapes, and
-each such byte is written as the four characters ``\\xNN``, as the tables show it, so that two
-different names stay different.  On a terminal everything beyond ASCII is written as ``\\uNNNN``,
-because a terminal obeys some of these characters.  A number that is none (NaN) is null.
+Shapes are those of docs/output.md.  Output is UTF-8 whatever the locale says (RFC 8259, 8.1).
+Names in the kernel are bytes: one that is no UTF-8 comes here with surrogate escapes, and each such
+byte is written as the four characters ``\\xNN``, as the tables show it.  On a terminal everything
+beyond ASCII is written as ``\\uNNNN``, because a terminal obeys some of these characters.  A number
+that is none (NaN) is null.
 """
 
 from __future__ import annotations
