@@ -11,6 +11,8 @@
  * Costs some 2 us for each exec, which itself takes a few hundred; nothing on any other event.
  * A call is noted on entry (its strings may be gone when it ends) and reported when it ends: a success
  * by sched_process_exec, on every rung; a failure by the tracepoints sys_exit_execve[at] or by fexit.
+ * These report a success, too, if it is still under way for them: on preemptible kernels (seen on 7.3)
+ * a raw tracepoint's program is skipped while another task, preempted on this CPU, is inside it.
  * Not by kretprobes: execve sleeps, and the kernel follows only a few sleeping calls of a kretprobe at
  * a time, ten or twice the number of CPUs.  Nor do the tracepoints see the end of a success that turned
  * a 64-bit process into a 32-bit one.
@@ -286,9 +288,9 @@ int enter_execveat(struct sys_enter *ctx)
 #endif
 
 #if defined(RUNG_TRACEPOINT) || defined(RUNG_KPROBE)
-int leave_failed(struct sys_exit *ctx)
+int leave_call(struct sys_exit *ctx)
 {
-	return ctx->ret < 0 ? leave(ctx->ret) : 0;
+	return leave(ctx->ret);
 }
 #endif
 
@@ -347,11 +349,10 @@ int enter_compat_execveat(struct pt_regs *ctx)
 	return enter_compat(EXECVEAT, (struct pt_regs *)FUNCTION_ARG1(ctx));
 }
 
-/* 32-bit callers' failures, for which there is no tracepoint. */
-int leave_compat_failed(struct pt_regs *ctx)
+/* 32-bit callers, for whose return there is no tracepoint. */
+int leave_compat_call(struct pt_regs *ctx)
 {
-	s32 ret = FUNCTION_RESULT(ctx);
-	return ret < 0 ? leave(ret) : 0;
+	return leave((s32)FUNCTION_RESULT(ctx));
 }
 #endif
 
@@ -386,10 +387,9 @@ int enter_compat_execveat(u64 *ctx)
 }
 
 /* One argument, then the result. */
-int leave_failed(u64 *ctx)
+int leave_call(u64 *ctx)
 {
-	s32 ret = ctx[1];
-	return ret < 0 ? leave(ret) : 0;
+	return leave((s32)ctx[1]);
 }
 #endif
 

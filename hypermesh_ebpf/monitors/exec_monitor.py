@@ -169,11 +169,12 @@ _KEY_COLUMNS = {
 }
 
 
-# How a call ends, on every rung but the last: a success by this, whoever made the call.
+# How a call ends, on every rung but the last: a success by this, whoever made the call; a failure
+# by its return, and so does a success that the kernel did not run this program for.
 _SUCCESS = Hook("raw_tracepoint", "sched_process_exec", "leave_done")
-_FAILURES = (
-    Hook("tracepoint", "syscalls:sys_exit_execve", "leave_failed"),
-    Hook("tracepoint", "syscalls:sys_exit_execveat", "leave_failed"),
+_RETURNS = (
+    Hook("tracepoint", "syscalls:sys_exit_execve", "leave_call"),
+    Hook("tracepoint", "syscalls:sys_exit_execveat", "leave_call"),
 )
 
 
@@ -190,23 +191,23 @@ def _entries(kind: str) -> tuple[Hook, ...]:
 _KPROBES = (
     *_entries("kprobe"),
     _SUCCESS,
-    *_FAILURES,
-    Hook("kretprobe", "compat_syscall:execve", "leave_compat_failed", optional=True),
-    Hook("kretprobe", "compat_syscall:execveat", "leave_compat_failed", optional=True),
+    *_RETURNS,
+    Hook("kretprobe", "compat_syscall:execve", "leave_compat_call", optional=True),
+    Hook("kretprobe", "compat_syscall:execveat", "leave_compat_call", optional=True),
 )
 _TRAMPOLINES = (
     *_entries("fentry"),
     _SUCCESS,
-    Hook("fexit", "syscall:execve", "leave_failed"),
-    Hook("fexit", "syscall:execveat", "leave_failed"),
-    Hook("fexit", "compat_syscall:execve", "leave_failed", optional=True),
-    Hook("fexit", "compat_syscall:execveat", "leave_failed", optional=True),
+    Hook("fexit", "syscall:execve", "leave_call"),
+    Hook("fexit", "syscall:execveat", "leave_call"),
+    Hook("fexit", "compat_syscall:execve", "leave_call", optional=True),
+    Hook("fexit", "compat_syscall:execveat", "leave_call", optional=True),
 )
 _TRACEPOINTS = (
     Hook("tracepoint", "syscalls:sys_enter_execve", "enter_execve"),
     Hook("tracepoint", "syscalls:sys_enter_execveat", "enter_execveat"),
     _SUCCESS,
-    *_FAILURES,
+    *_RETURNS,
 )
 _LOST_32_BIT = "execs by 32-bit programs"
 

@@ -41,6 +41,7 @@ def test_many_execs_that_sleep_at_once(rung: str, tmp_path: Path) -> None:
         sample = session.read()
     seen = sorted(e.fields["filename"] for e in events if str(tmp_path) in e.fields["filename"])
     assert seen == sorted(map(str, programs))
-    assert not sample.loss.any()
+    # "missed" may count a program that was skipped for one hook and made up for at the next.
+    assert (sample.loss.events_lost, sample.loss.map_full) == (0, 0)
     now = int(Path("/proc/sys/kernel/tainted").read_text())
     assert now & WARNED == tainted & WARNED, "loading the programs made the kernel warn"
