@@ -39,9 +39,16 @@ def test_many_execs_that_sleep_at_once(rung: str, tmp_path: Path) -> None:
             os.waitpid(child, 0)
         events = session.events()
         sample = session.read()
-    seen = sorted(e.fields["filename"] for e in events if str(tmp_path) in e.fields["filename"])
-    assert seen == sorted(map(str, programs))
-    # "missed" may count a program that was skipped for one hook and made up for at the next.
+    seen = [e.fields["filename"] for e in events if str(tmp_path) in e.fields["filename"]]
+    lost = set(map(str, programs)) - set(seen)
+    assert len(seen) == MANY - len(lost), "no exec is reported twice"
+    if rung == "fentry":
+        # On a preemptible kernel an entry is skipped while another task is preempted inside the
+        # program: that is lost, and counted.
+        assert len(lost) <= (sample.loss.missed or 0)
+    else:
+        assert lost == set()
+    # "missed" also counts what was skipped at one hook and made up for at the next.
     assert (sample.loss.events_lost, sample.loss.map_full) == (0, 0)
     now = int(Path("/proc/sys/kernel/tainted").read_text())
     assert now & WARNED == tainted & WARNED, "loading the programs made the kernel warn"
