@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -36,6 +38,12 @@ _serial = itertools.count(1)
 needs_namespaces = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("nsenter"),
     reason="network namespaces need root, iproute2 and nsenter",
+)
+
+# unshare(1) makes "/" private, which has to be a mount point for that: in a chroot it is none.
+needs_own_mounts = pytest.mark.skipif(
+    not re.search(r"^(\S+ ){4}/ ", Path("/proc/self/mountinfo").read_text(), re.M),
+    reason='a mount namespace of its own needs "/" to be a mount point',
 )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.compiler import copy_project
-from tests.netns import Namespace, needs_namespaces
+from tests.netns import Namespace, needs_namespaces, needs_own_mounts
 from tests.owner import attached
 from tests.running import COMMAND, ROOT, running
 
@@ -142,12 +142,14 @@ def ran(done: Done) -> str:
     return done.stderr
 
 
+@needs_own_mounts
 def test_full_disk_under_the_cache(ns: Namespace, tmp_path: Path) -> None:
     mount = f"mount -t tmpfs -o size=4k,mode=0700 none {tmp_path}"
     said = ran(mounted(ns, mount, *SHORT, XDG_CACHE_HOME=str(tmp_path)))
     assert f"hmebpf: image not cached: {tmp_path}/hmebpf: No space left on device" in said
 
 
+@needs_own_mounts
 def test_read_only_cache(ns: Namespace, tmp_path: Path) -> None:
     folder = tmp_path / "hmebpf"
     folder.mkdir(mode=0o700)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.netns import Namespace, needs_namespaces
+from tests.netns import Namespace, needs_namespaces, needs_own_mounts
 from tests.programs import load_program, program_id
 
 vm_too = pytest.mark.vm_too  # what may differ on another kernel; the rest is the same everywhere
@@ -186,6 +186,7 @@ def test_file_systems_are_found_by_magic_and_mounts_stay(report: dict[str, Any])
             assert finding(again, name)["status"] == "ok", name
 
 
+@needs_own_mounts
 def test_fix_mounts_for_good_and_says_so() -> None:
     """In a mount namespace of its own, so that the host stays as it is."""
     script = (
@@ -208,6 +209,7 @@ def test_fix_mounts_for_good_and_says_so() -> None:
     assert Path("/proc/self/mountinfo").read_text() == before
 
 
+@needs_own_mounts
 def test_fix_that_fails_says_why_and_exits_with_1() -> None:
     script = (
         "for m in /sys/fs/bpf /sys/kernel/tracing /sys/kernel/debug; do "

@@ -12,6 +12,7 @@ import pytest
 from hypermesh_ebpf.errors import Unsupported
 from hypermesh_ebpf.host import filesystems
 from hypermesh_ebpf.host.filesystems import TRACEFS, Filesystem, find_mount, magic_of, open_detached
+from tests.netns import needs_own_mounts
 
 vm_too = pytest.mark.vm_too  # what may differ on another kernel; the rest is the same everywhere
 
@@ -22,6 +23,7 @@ def in_private_mounts(script: str, python: str) -> subprocess.CompletedProcess[s
     return subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True, text=True)
 
 
+@needs_own_mounts
 def test_mount_point_with_a_space_and_not_at_its_usual_place(tmp_path: Path) -> None:
     place = tmp_path / "trace äö\\fs"
     place.mkdir()
@@ -35,6 +37,7 @@ def test_mount_point_with_a_space_and_not_at_its_usual_place(tmp_path: Path) -> 
     assert int(lines[1]) > 0
 
 
+@needs_own_mounts
 def test_a_path_alone_proves_nothing() -> None:
     """Something else mounted over tracefs' usual place is not tracefs."""
     answer = in_private_mounts(
@@ -85,6 +88,7 @@ def test_private_mounts_are_seen_by_nobody_else() -> None:
 
 
 @vm_too
+@needs_own_mounts
 def test_private_mounts_in_a_chroot_whose_root_is_no_mount(tmp_path: Path) -> None:
     """There "/" cannot be made a slave; the mounts below /sys can."""
     code = f"""
@@ -129,6 +133,7 @@ def test_private_mounts_without_privilege_say_so(tmp_path: Path) -> None:
     assert "sudo mount -t tracefs" in answer.stdout
 
 
+@needs_own_mounts
 def test_fix_mounts_what_is_missing_and_nothing_else() -> None:
     answer = in_private_mounts(
         "for m in /sys/fs/bpf /sys/kernel/tracing /sys/kernel/debug; do "

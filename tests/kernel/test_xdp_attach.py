@@ -22,7 +22,7 @@ from hypermesh_ebpf.errors import (
     TargetGone,
     UsageError,
 )
-from tests.netns import Namespace, VethPair, needs_namespaces, veth_pair
+from tests.netns import Namespace, VethPair, needs_namespaces, needs_own_mounts, veth_pair
 from tests.programs import SOCKET_FILTER, load_program, program_id
 
 pytestmark = [needs_namespaces, pytest.mark.kernel]
@@ -151,6 +151,7 @@ def test_another_owners_program_is_left_alone(
     assert seen(clean.left, clean.left_iface) == (their_mode, theirs.id)
 
 
+@needs_own_mounts
 def test_busy_names_the_pin(veth: VethPair) -> None:
     code = """
 from hypermesh_ebpf.attach import xdp

@@ -13,6 +13,7 @@ import pytest
 
 from hypermesh_ebpf import ledger
 from hypermesh_ebpf.errors import HmebpfError
+from tests.netns import needs_own_mounts
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -90,6 +91,7 @@ def test_directory_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @needs_root  # to mount
+@needs_own_mounts
 def test_full_disk_is_told_and_leaves_no_half_entry(tmp_path: Path) -> None:
     code = """
 import sys
