@@ -11,9 +11,8 @@ import os
 import re
 import time
 
-from hypermesh_ebpf.host.filesystems import find_mount
+from hypermesh_ebpf.host.filesystems import CGROUP2, find_mount
 
-_CGROUP2_MAGIC = 0x63677270  # include/uapi/linux/magic.h
 _FILEID_KERNFS = 0xFE  # include/linux/exportfs.h: the handle is the id
 _CONTAINER = re.compile(r"(?<![0-9a-f])([0-9a-f]{64})(?![0-9a-f])")
 _SHORT = 12  # what docker ps and podman ps show
@@ -39,7 +38,7 @@ class CgroupPaths:
     """
 
     def __init__(self) -> None:
-        self._root = find_mount(_CGROUP2_MAGIC)
+        self._root = find_mount(CGROUP2.magic)
         self._paths: dict[int, str | None] = {}
         self._walked = float("-inf")
 

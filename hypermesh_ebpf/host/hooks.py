@@ -20,7 +20,6 @@ from functools import lru_cache
 from hypermesh_ebpf.errors import HmebpfError, MissingDependency, MissingPrivilege, Unsupported
 from hypermesh_ebpf.host import architecture, filesystems, kernel_btf, security, symbols, trials
 from hypermesh_ebpf.host.security import perf_refusal, refusal
-from hypermesh_ebpf.host.symbols import resolve_syscall_function as resolve_syscall_function
 
 KINDS = (
     "xdp",

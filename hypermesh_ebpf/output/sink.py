@@ -6,16 +6,15 @@ rich comes with the live table alone.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol, TextIO
 
 from hypermesh_ebpf.errors import UsageError
 from hypermesh_ebpf.metrics.sample import End, Event, Sample, Start
 from hypermesh_ebpf.monitors.declaration import Monitor, Options
-from hypermesh_ebpf.output.writer import OutputClosed, Writer, require_stream, silence
+from hypermesh_ebpf.output.writer import OutputClosed, Writer, require_stream
 
-__all__ = ["KINDS", "OutputClosed", "Sink", "open_sink", "silence_stdout"]
+__all__ = ["KINDS", "OutputClosed", "Sink", "open_sink"]
 
 KINDS = ("table", "json", "csv")
 
@@ -84,11 +83,3 @@ def open_sink(
     return open_table(
         writer, stream, monitor, options, interval=interval, top=top, show_events=show_events
     )
-
-
-def silence_stdout() -> None:
-    """Let the interpreter exit without a word about a standard output whose reader is gone.
-
-    For whoever catches BrokenPipeError around a plain print; sinks do it for themselves.
-    """
-    silence(sys.stdout)

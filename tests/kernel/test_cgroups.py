@@ -13,13 +13,13 @@ import pytest
 from hypermesh_ebpf import open_monitor
 from hypermesh_ebpf.host import cgroups
 from hypermesh_ebpf.host.cgroups import CgroupPaths, find_container
-from hypermesh_ebpf.host.filesystems import find_mount
+from hypermesh_ebpf.host.filesystems import CGROUP2, find_mount
 
 
 @pytest.fixture
 def group() -> Iterator[Path]:
     """A fresh control group named like a container's."""
-    root = find_mount(cgroups._CGROUP2_MAGIC)
+    root = find_mount(CGROUP2.magic)
     if root is None:
         pytest.skip("no cgroup2 hierarchy is mounted")
     path = Path(root) / f"hmebpf-{uuid.uuid4().hex}{uuid.uuid4().hex}.scope"

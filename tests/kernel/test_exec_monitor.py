@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from hypermesh_ebpf import open_monitor
-from hypermesh_ebpf.host.ladder import probe_rung
 from hypermesh_ebpf.monitors import load
 from hypermesh_ebpf.monitors.declaration import Rung
 from hypermesh_ebpf.session import Session
+from tests.rungs import find_rung
 
 MONITOR = load("exec-monitor")
 RUNGS = {rung.name: rung for rung in MONITOR.rungs}
@@ -33,21 +33,13 @@ NEED_OTHER_KERNELS = ("kprobe", "fentry")
 @pytest.fixture(params=[name for name in RUNGS if name not in NEED_OTHER_KERNELS])
 def rung(request: pytest.FixtureRequest) -> Rung:
     """Each rung that every kernel with BTF has."""
-    return find_rung(request.param)
+    return find_rung(RUNGS, request.param)
 
 
 @pytest.fixture(params=RUNGS)
 def every_rung(request: pytest.FixtureRequest) -> Rung:
     """All of them; kprobe and fentry run in the virtual machines."""
-    return find_rung(request.param)
-
-
-def find_rung(name: str) -> Rung:
-    found = RUNGS[name]
-    available = probe_rung(found)
-    if not available.available:
-        pytest.skip(f"rung {found.name}: {available.reason}")
-    return found
+    return find_rung(RUNGS, request.param)
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from hypermesh_ebpf.bpf.libbpf import libbpf
-from hypermesh_ebpf.host.ladder import probe_rung
 from hypermesh_ebpf.monitors import load
 from hypermesh_ebpf.monitors.declaration import Rung
 from tests.netns import Namespace, needs_namespaces, wait_until
+from tests.rungs import find_rung
 from tests.running import ROOT, run_cli, running
 
 pytestmark = needs_namespaces
@@ -36,21 +36,13 @@ NEED_OTHER_KERNELS = ("fentry",)
 @pytest.fixture(params=[name for name in RUNGS if name not in NEED_OTHER_KERNELS])
 def rung(request: pytest.FixtureRequest) -> Rung:
     """Each rung that every kernel with BTF has."""
-    return find_rung(request.param)
+    return find_rung(RUNGS, request.param)
 
 
 @pytest.fixture(params=RUNGS)
 def every_rung(request: pytest.FixtureRequest) -> Rung:
     """All of them; fentry runs in the virtual machines."""
-    return find_rung(request.param)
-
-
-def find_rung(name: str) -> Rung:
-    found = RUNGS[name]
-    available = probe_rung(found)
-    if not available.available:
-        pytest.skip(f"rung {found.name}: {available.reason}")
-    return found
+    return find_rung(RUNGS, request.param)
 
 
 class Traffic:
