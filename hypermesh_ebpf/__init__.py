@@ -8,22 +8,37 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # type checkers take it for true; typing itself would cost 5 ms
 if TYPE_CHECKING:
+    from hypermesh_ebpf.errors import AlreadyAttached as AlreadyAttached
     from hypermesh_ebpf.errors import AttachError as AttachError
     from hypermesh_ebpf.errors import CompileError as CompileError
     from hypermesh_ebpf.errors import DetachError as DetachError
+    from hypermesh_ebpf.errors import EmptyProgram as EmptyProgram
+    from hypermesh_ebpf.errors import ForeignObject as ForeignObject
     from hypermesh_ebpf.errors import GuardError as GuardError
     from hypermesh_ebpf.errors import HmebpfError as HmebpfError
+    from hypermesh_ebpf.errors import HookUnsupported as HookUnsupported
     from hypermesh_ebpf.errors import InterfaceBusy as InterfaceBusy
     from hypermesh_ebpf.errors import InterfaceNotFound as InterfaceNotFound
+    from hypermesh_ebpf.errors import InvalidHandle as InvalidHandle
+    from hypermesh_ebpf.errors import InvalidProgram as InvalidProgram
+    from hypermesh_ebpf.errors import InvalidRegister as InvalidRegister
+    from hypermesh_ebpf.errors import JumpOutOfRange as JumpOutOfRange
     from hypermesh_ebpf.errors import LoadError as LoadError
     from hypermesh_ebpf.errors import LossSeen as LossSeen
+    from hypermesh_ebpf.errors import MalformedObject as MalformedObject
     from hypermesh_ebpf.errors import MapError as MapError
+    from hypermesh_ebpf.errors import MisalignedProgram as MisalignedProgram
     from hypermesh_ebpf.errors import MissingBtf as MissingBtf
     from hypermesh_ebpf.errors import MissingDependency as MissingDependency
     from hypermesh_ebpf.errors import MissingPrivilege as MissingPrivilege
+    from hypermesh_ebpf.errors import NotAttached as NotAttached
+    from hypermesh_ebpf.errors import ObjectNotFound as ObjectNotFound
     from hypermesh_ebpf.errors import OutputError as OutputError
     from hypermesh_ebpf.errors import OverheadExceeded as OverheadExceeded
+    from hypermesh_ebpf.errors import PinError as PinError
+    from hypermesh_ebpf.errors import ProgramTooLong as ProgramTooLong
     from hypermesh_ebpf.errors import TargetGone as TargetGone
+    from hypermesh_ebpf.errors import UnknownOpcode as UnknownOpcode
     from hypermesh_ebpf.errors import Unsupported as Unsupported
     from hypermesh_ebpf.errors import UsageError as UsageError
     from hypermesh_ebpf.errors import VerifierError as VerifierError
@@ -41,22 +56,37 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "hypermesh_ebpf.errors": (
+        "AlreadyAttached",
         "AttachError",
         "CompileError",
         "DetachError",
+        "EmptyProgram",
+        "ForeignObject",
         "GuardError",
         "HmebpfError",
+        "HookUnsupported",
         "InterfaceBusy",
         "InterfaceNotFound",
+        "InvalidHandle",
+        "InvalidProgram",
+        "InvalidRegister",
+        "JumpOutOfRange",
         "LoadError",
         "LossSeen",
+        "MalformedObject",
         "MapError",
+        "MisalignedProgram",
         "MissingBtf",
         "MissingDependency",
         "MissingPrivilege",
+        "NotAttached",
+        "ObjectNotFound",
         "OutputError",
         "OverheadExceeded",
+        "PinError",
+        "ProgramTooLong",
         "TargetGone",
+        "UnknownOpcode",
         "Unsupported",
         "UsageError",
         "VerifierError",

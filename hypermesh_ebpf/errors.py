@@ -3,15 +3,30 @@
     HmebpfError                 exit 1   anything below; catch this to catch all
     ├── UsageError              exit 2   an option or argument makes no sense
     ├── Unsupported             exit 3   this kernel cannot do it
+    │   ├── HookUnsupported     exit 3   this kernel has no such hook
     │   ├── MissingPrivilege    exit 3   this process may not do it
     │   └── MissingBtf          exit 3   the kernel's type information cannot be read
     ├── MissingDependency       exit 1   BCC, libbpf or a Python package is not installed
     ├── CompileError            exit 1   clang refused a C source
+    ├── InvalidProgram          exit 1   the bytes given are no program
+    │   ├── EmptyProgram        exit 1   there are none
+    │   ├── MisalignedProgram   exit 1   their number is no multiple of 8
+    │   ├── ProgramTooLong      exit 1   more than 1,000,000 instructions
+    │   ├── UnknownOpcode       exit 1   an instruction that does not exist
+    │   ├── InvalidRegister     exit 1   a register that does not exist
+    │   ├── JumpOutOfRange      exit 1   a jump that leaves the program
+    │   ├── MalformedObject     exit 1   an ELF file that is cut short or damaged
+    │   └── ForeignObject       exit 1   an ELF file for another machine than eBPF
     ├── VerifierError           exit 1   the kernel's verifier refused a program
     ├── LoadError               exit 1   a map or program could not be made
     ├── AttachError             exit 1   a program could not be attached
     │   ├── InterfaceNotFound   exit 1   no network interface of that name
-    │   └── InterfaceBusy       exit 1   somebody else's program is attached there
+    │   ├── InterfaceBusy       exit 1   somebody else's program is attached there
+    │   └── AlreadyAttached     exit 1   this program is attached already
+    ├── InvalidHandle           exit 1   no loaded program has this handle
+    ├── NotAttached             exit 1   the program is attached nowhere
+    ├── ObjectNotFound          exit 1   no program, map, link or pin of that name or id
+    ├── PinError                exit 1   something could not be pinned or unpinned
     ├── DetachError             exit 1   a program of ours could not be taken off
     ├── MapError                exit 1   a map could not be read or written
     ├── TargetGone              exit 1   what we were attached to went away (interface removed)
@@ -86,6 +101,10 @@ class Unsupported(HmebpfError):
     exit_code = 3
 
 
+class HookUnsupported(Unsupported):
+    """This kernel has no such hook, or does not let programs run on it."""
+
+
 class MissingPrivilege(Unsupported):
     """This process lacks a capability, or a lockdown or sysctl forbids the call."""
 
@@ -100,6 +119,42 @@ class MissingDependency(HmebpfError):
 
 class CompileError(HmebpfError):
     """clang refused a C source; ``details`` has all it said."""
+
+
+class InvalidProgram(HmebpfError):
+    """The bytes given are no program; found before the kernel is asked."""
+
+
+class EmptyProgram(InvalidProgram):
+    """There are no instructions."""
+
+
+class MisalignedProgram(InvalidProgram):
+    """The size is no multiple of 8, the size of an instruction."""
+
+
+class ProgramTooLong(InvalidProgram):
+    """More instructions than any kernel takes (1,000,000)."""
+
+
+class UnknownOpcode(InvalidProgram):
+    """An instruction that does not exist."""
+
+
+class InvalidRegister(InvalidProgram):
+    """An instruction that names a register beyond r10, or writes r10."""
+
+
+class JumpOutOfRange(InvalidProgram):
+    """A jump or call that leads out of the program, or into the middle of an instruction."""
+
+
+class MalformedObject(InvalidProgram):
+    """An ELF file that is cut short or damaged, or that libbpf cannot make sense of."""
+
+
+class ForeignObject(InvalidProgram):
+    """An ELF file for another machine than eBPF, or of the other byte order."""
 
 
 class VerifierError(HmebpfError):
@@ -120,6 +175,26 @@ class InterfaceNotFound(AttachError):
 
 class InterfaceBusy(AttachError):
     """Somebody else's program is attached to the interface."""
+
+
+class AlreadyAttached(AttachError):
+    """This program is attached already."""
+
+
+class InvalidHandle(HmebpfError):
+    """No loaded program has this handle: it was never given out, or unloaded."""
+
+
+class NotAttached(HmebpfError):
+    """The program is attached nowhere, so there is nothing to read or to take off."""
+
+
+class ObjectNotFound(HmebpfError):
+    """The kernel has no program, map, link or pin of that name or id."""
+
+
+class PinError(HmebpfError):
+    """Something could not be pinned to the BPF file system, or unpinned."""
 
 
 class DetachError(HmebpfError):

@@ -78,6 +78,7 @@ def test_exit_codes_are_the_promised_ones() -> None:
     assert {name: cls.exit_code for name, cls in all_errors().items() if cls.exit_code != 1} == {
         "UsageError": 2,
         "Unsupported": 3,
+        "HookUnsupported": 3,
         "MissingPrivilege": 3,
         "MissingBtf": 3,
         "LossSeen": 4,
