@@ -15,6 +15,9 @@ from typing import Any
 
 from hypermesh_ebpf.errors import WorkerError
 
+LEFT_ALONE = 75
+"""The status with which a worker ends that nobody asked for anything."""
+
 _BATCH = 250
 _LAST, _MORE = b"L", b"M"
 

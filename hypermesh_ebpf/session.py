@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-from hypermesh_ebpf import monitors
+from hypermesh_ebpf import log, monitors
 from hypermesh_ebpf.bpf import maps as bpf_maps
 from hypermesh_ebpf.bpf.maps import Map
 from hypermesh_ebpf.bpf.programs import close_all, read_program_info
@@ -27,14 +27,11 @@ from hypermesh_ebpf.host.kernel import read_kernel_release
 from hypermesh_ebpf.metrics.rates import Rates
 from hypermesh_ebpf.metrics.sample import Event, Loss, Sample, Start
 from hypermesh_ebpf.monitors.declaration import Monitor, Option, Options
-from hypermesh_ebpf.worker import Loaded, LoadedTarget, Worker
+from hypermesh_ebpf.worker import Loaded, LoadedTarget, Report, Worker, unpack_monitor
 
 # A caller who reads samples alone does not make the process grow.
 _MOST_PENDING = 100_000
 _COUNTED_SINCE_6_7 = ("kprobe", "kretprobe", "tracepoint", "perf_event", "uprobe", "uretprobe")
-
-Report = Callable[[str, str], None]
-"""Told ("progress" or "note", text) while a session is opened."""
 
 
 def complete_options(monitor: Monitor, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,14 +111,17 @@ class Opening:
             )
         self._guard = None
         request = {
+            "do": "monitor",
+            "log": log.level(),
             "monitor": monitor.name,
             "options": options,
             "rung": rung,
             "use_cache": use_cache,
         }
         self._undo = ExitStack()
-        self._worker = Worker(request)
+        self._worker = Worker()
         try:
+            self._worker.ask(request)
             if any(hook.kind == "xdp" for each in monitor.rungs for hook in each.hooks):
                 from hypermesh_ebpf.guard import Guard
 
@@ -145,21 +145,21 @@ class Opening:
 
                 for line in ledger.sweep():
                     report("note", line)
-            loaded = self._worker.result(self._hold, report)
+            loaded = unpack_monitor(*self._worker.result(self._hold, report))
             undo.callback(close_all, loaded.descriptors())
             self._worker.close()
             session = Session(self._monitor, self._options, loaded, self._guard)
             session._stack.push(undo.pop_all().__exit__)
             return session
 
-    def _hold(self, ifindex: int, iface: str, prog_id: int, prog_fd: int) -> None:
+    def _hold(self, place: Mapping[str, Any], prog_fd: int) -> None:
         """Write the attachment into the ledger and let the guard hold it, before it exists."""
         from hypermesh_ebpf import ledger
 
         assert self._guard is not None
-        entry = ledger.record(ifindex, iface, prog_id)
+        entry = ledger.record(place["ifindex"], place["iface"], place["prog_id"])
         try:
-            self._guard.hold(ifindex, prog_fd, str(entry))
+            self._guard.hold(place["ifindex"], prog_fd, str(entry))
         except BaseException:
             entry.unlink(missing_ok=True)
             raise

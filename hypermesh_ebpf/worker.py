@@ -1,8 +1,9 @@
-"""The process boundary, seen from the parent: start a worker, answer it, take over its descriptors.
+"""The process boundary, seen from the parent: start a worker, ask it, take over its descriptors.
 
 The worker is a fresh interpreter, never a fork: the host program may have threads.  It compiles or
-finds the image, loads, attaches, hands the descriptors over and is gone; the parent then holds
-everything by descriptor.  If the parent dies first, the kernel ends the worker.
+finds the image, loads, attaches and hands the descriptors over; the parent then holds everything by
+descriptor.  A worker serves one request after another and ends when it is left alone for a moment,
+when its parent closes it, or when its parent dies.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from hypermesh_ebpf import log
 from hypermesh_ebpf.bpf.spec import MapSpec
-from hypermesh_ebpf.channel import Channel
+from hypermesh_ebpf.channel import LEFT_ALONE, Channel
 from hypermesh_ebpf.errors import HmebpfError, WorkerError, from_dict
 from hypermesh_ebpf.metrics.sample import Degraded
 
@@ -62,7 +64,7 @@ class LoadedTarget:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Everything a worker made; the descriptors are the receiver's to close.
+    """Everything a worker made for a monitor; the descriptors are the receiver's to close.
 
     ``attached_at`` is when the last hook was attached, as time.monotonic() counts.
     """
@@ -79,15 +81,23 @@ class Loaded:
         return first + programs + [fd for target in self.targets for _spec, fd in target.maps]
 
 
-Hold = Callable[[int, str, int, int], None]
-"""Called before an XDP attach with (ifindex, interface, program id, program descriptor)."""
+Hold = Callable[[Mapping[str, Any], int], None]
+"""Called before an attach that outlives its maker, with the place and a program descriptor."""
+Report = Callable[[str, str], None]
+"""Told ("progress" or "note", text) while a worker is at it."""
+Answer = tuple[dict[str, Any], list[int]]
+"""A worker's answer and the descriptors that came with it, now the receiver's to close."""
+
+
+class WorkerLeft(Exception):
+    """The worker had ended, left alone, before the request reached it: ask another one."""
 
 
 class Worker:
-    """A running worker.  :meth:`result` waits for what it was asked for."""
+    """A running worker: :meth:`ask` it, then wait for the :meth:`result`."""
 
-    def __init__(self, request: Mapping[str, Any]) -> None:
-        """Start it with a request (see worker_process); returns at once.  Raises WorkerError."""
+    def __init__(self) -> None:
+        """Start it; returns at once.  Raises WorkerError."""
         with ExitStack() as undo:
             try:
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -102,27 +112,31 @@ class Worker:
                 ) from error
             undo.pop_all()
         self._channel = Channel(ours)
-        try:
-            self._send(dict(request))
-        except BaseException:
-            self.close()
-            raise
 
-    def result(self, hold: Hold, report: Callable[[str, str], None]) -> Loaded:
-        """Serve the worker until it has loaded and attached everything.
+    def ask(self, request: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
+        """Send a request (see worker_process) with copies of these descriptors.
 
-        ``report`` gets ("progress" or "note", text).  Raises what the worker failed with, or
-        WorkerError when it died.
+        Raises WorkerError; WorkerLeft for a worker that had ended by itself.
+        """
+        self._send(dict(request), descriptors)
+
+    def result(self, hold: Hold, report: Report, silence: float = _SILENCE_SECONDS) -> Answer:
+        """Serve the worker until it has done what it was asked for; its answer.
+
+        ``silence`` is how many seconds it may say nothing.  Raises what the worker failed with,
+        WorkerError when it died, WorkerLeft.
         """
         while True:
-            message, descriptors = self._next()
+            message, descriptors = self._next(silence)
             kind = message["type"]
             if kind in ("progress", "note"):
                 report(kind, message["text"])
+            elif kind == "log":
+                log.relay(message)
             elif kind == "hold":
                 self._hold(hold, message, descriptors[0])
-            elif kind == "loaded":
-                return _unpack(message, descriptors)
+            elif kind == "done":
+                return message, descriptors
             elif kind == "error":
                 raise from_dict(message["error"])
 
@@ -145,7 +159,7 @@ class Worker:
     def _hold(self, hold: Hold, message: Mapping[str, Any], prog_fd: int) -> None:
         """Let the guard hold the program, and tell the worker that it may attach."""
         try:
-            hold(message["ifindex"], message["iface"], message["prog_id"], prog_fd)
+            hold(message, prog_fd)
         except HmebpfError as error:
             self._send({"type": "error", "error": error.as_dict()})
         else:
@@ -153,9 +167,9 @@ class Worker:
         finally:
             os.close(prog_fd)
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
         try:
-            self._channel.send(message)
+            self._channel.send(message, descriptors)
         except ConnectionError:
             raise self._death() from None
         except OSError as error:
@@ -163,24 +177,24 @@ class Worker:
                 "speak with the worker", str(error), _start_remedy(error), errno=error.errno
             ) from error
 
-    def _next(self) -> tuple[dict[str, Any], list[int]]:
+    def _next(self, silence: float) -> Answer:
         poll = select.poll()
         poll.register(self._channel.fileno(), select.POLLIN)
-        if not poll.poll(_SILENCE_SECONDS * 1000):
+        if not poll.poll(silence * 1000):
             raise WorkerError(
-                "load in the worker process",
-                f"it said nothing for {_SILENCE_SECONDS:.0f} s",
-                _REPORT_REMEDY,
+                "load in the worker process", f"it said nothing for {silence:.0f} s", _REPORT_REMEDY
             )
         received = self._channel.receive()
         if received is None:
             raise self._death()
         return received
 
-    def _death(self) -> WorkerError:
+    def _death(self) -> Exception:
         """What became of a worker that is gone without a result."""
         self._channel.close()  # it may live and wait for us
         status = self._process.wait()
+        if status == LEFT_ALONE:
+            return WorkerLeft()
         if status < 0:
             cause = f"it was ended by signal {signal.Signals(-status).name}"
         else:
@@ -218,8 +232,11 @@ def _start_remedy(error: OSError) -> str:
     return f"see whether this user may run the interpreter: `ls -lL {sys.executable}`"
 
 
-def _unpack(message: Mapping[str, Any], descriptors: list[int]) -> Loaded:
-    """Descriptors come in the order in which the message names what they stand for."""
+def unpack_monitor(message: Mapping[str, Any], descriptors: list[int]) -> Loaded:
+    """The answer to a request for a monitor.
+
+    Descriptors come in the order in which the message names what they stand for.
+    """
     following = iter(descriptors)
     targets = tuple(
         LoadedTarget(

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes as ct
 import errno
 import os
+import re
 from functools import lru_cache
 
+from hypermesh_ebpf import log
 from hypermesh_ebpf.errors import MissingDependency
 
 INSTALL_LIBBPF = (
@@ -100,6 +102,7 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "libbpf_version_string": (_STR, []),
     "libbpf_set_print": (_PTR, [_PTR]),
     "btf__parse": (_PTR, [_STR, _PTR]),
+    "btf__new": (_PTR, [_STR, _U32]),
     "btf__free": (None, [_PTR]),
     "btf__type_cnt": (_U32, [_PTR]),
     "btf__type_by_id": (_PTR, [_PTR, _U32]),
@@ -124,6 +127,8 @@ def libbpf() -> ct.CDLL:
     for name, (result, arguments) in _PROTOTYPES.items():
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
+        if log.listens("debug") and re.match(r"bpf_(?!.*__(?!load$))", name):
+            setattr(lib, name, log.timed(name, function))
     lib.libbpf_set_print(None)  # its warnings would land in the middle of our table
     return lib
 
