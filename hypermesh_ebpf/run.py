@@ -7,7 +7,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -94,15 +94,40 @@ def run_monitor(monitor: Monitor, options: Options, run: RunOptions, stream: Tex
             except BaseException:
                 opening.cancel()
                 raise
-            session = opening.finish(lambda kind, text: _report(run, kind, text))
+            session = opening.finish(lambda kind, text: report(run, kind, text))
         except KeyboardInterrupt:
             return
-        stop.interrupts = False
+        lost = _show(session, sink, run, stop)
+    _complain(monitor, run, lost)
+
+
+def run_programs(open_session: Callable[[], Session], run: RunOptions, stream: TextIO) -> None:
+    """The same for a user's own programs, whose maps are known when they are loaded."""
+    with Stop().installed() as stop:
         try:
-            with session:
-                lost = _Loop(session, sink, run, stop).run()
-        finally:
-            sink.close()
+            session = open_session()
+            try:
+                sink = _open_sink(session.monitor, session.options, run, stream, stop)
+            except BaseException:
+                session.close()
+                raise
+        except KeyboardInterrupt:
+            return
+        lost = _show(session, sink, run, stop)
+    _complain(session.monitor, run, lost)
+
+
+def _show(session: Session, sink: Sink, run: RunOptions, stop: Stop) -> str | None:
+    """Until the run is over; what was lost."""
+    stop.interrupts = False
+    try:
+        with session:
+            return _Loop(session, sink, run, stop).run()
+    finally:
+        sink.close()
+
+
+def _complain(monitor: Monitor, run: RunOptions, lost: str | None) -> None:
     if lost and run.fail_on_loss:
         raise LossSeen(
             f"watch with {monitor.name}: {lost}",
@@ -126,7 +151,7 @@ def _open_sink(
     )
 
 
-def _report(run: RunOptions, kind: str, text: str) -> None:
+def report(run: RunOptions, kind: str, text: str) -> None:
     """Progress is for a person who waits; what degrades is for everybody."""
     if sys.stderr is None:  # closed by the shell; print() would take stdout instead
         return

@@ -10,8 +10,10 @@ import click
 from hypermesh_ebpf import __version__, monitors
 from hypermesh_ebpf.errors import HmebpfError, OutputError, UsageError, describe_errno
 
-# name: (module and function in this package, what --help says of it)
+# name: (module in this package and its function if that is called otherwise, what --help says)
 _COMMANDS = {
+    "load": ("programs.load", "Load compiled eBPF programs of your own, and show what they count."),
+    "run": ("programs.run", "Compile C at run time, and show what it counts."),
     "check-system": ("check_system", "What this machine can do, and how to mend what it cannot."),
     "cleanup": ("cleanup", "Remove attached programs whose owner is gone."),
     "cache": ("cache", "Show or clear the compiled programs that are kept on disk."),
@@ -29,7 +31,9 @@ class _Commands(click.Group):
             from importlib import import_module
 
             name, _help = _COMMANDS[cmd_name]
-            command: click.Command = getattr(import_module(f"{__name__}.{name}"), name)
+            module, _, function = name.partition(".")
+            found = import_module(f"{__name__}.{module}")
+            command: click.Command = getattr(found, function or module)
             return command
         if cmd_name in monitors.names():
             from hypermesh_ebpf.cli.monitor import make_command

@@ -1,0 +1,396 @@
+"""The library's front door: load a program, attach it, read its metrics, unload it.
+
+    from hypermesh_ebpf import EbpfAttachType, create_os_abstraction
+
+    with create_os_abstraction() as os_:
+        handle = os_.load_ebpf_program(Path("xdp_packet_counter.o").read_bytes())
+        os_.attach_ebpf_monitor(handle, EbpfAttachType.xdp(iface="lo"))
+        print(os_.read_ebpf_metrics(handle).values["packets_processed"])
+
+Handles are opaque, many at once, and may be used from several threads.  Every value comes from the
+kernel: from the programs' maps, or, for a program without maps, from the kernel's own count of its
+runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from hypermesh_ebpf import log
+from hypermesh_ebpf.attach_type import EbpfAttachType
+from hypermesh_ebpf.bpf.libbpf import check, libbpf
+from hypermesh_ebpf.bpf.programs import read_program_info
+from hypermesh_ebpf.errors import HmebpfError, InvalidHandle, NotAttached, Unsupported, UsageError
+from hypermesh_ebpf.loader import Loader, Program, ProgramSet, Source
+from hypermesh_ebpf.worker import Report
+
+HISTORY = 300
+"""How many readings each program keeps."""
+
+_STATS_RUN_TIME = 0  # enum bpf_stats_type
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class EbpfHandle:
+    """A loaded program set; good for the abstraction that gave it out, until it is unloaded."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class EbpfMetrics:
+    """One reading of a program's maps.
+
+    ``metric_type`` is "counter", "gauge" (a value fell since an earlier reading, or the caller
+    said so at load) or "histogram" (every map is one).  ``values`` has every number of every map by
+    name; None means that the kernel does not tell.  ``metadata`` has attach_type, hook,
+    kernel_version, program_id and program_tag, and function, or category and name, where the attach
+    point has them.
+    """
+
+    name: str
+    metric_type: str
+    values: Mapping[str, float | int | None]
+    timestamp_ms: int
+    metadata: Mapping[str, str | int]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedProgram:
+    """What :meth:`EbpfAbstraction.list_programs` tells of one program.
+
+    ``attached`` is the attach point as text, None where it is attached nowhere; ``id`` and ``tag``
+    are the kernel's, None before the program is loaded (see load_ebpf_program).
+    """
+
+    handle: EbpfHandle
+    set: str
+    name: str
+    id: int | None
+    tag: str | None
+    attached: str | None
+
+
+@dataclass(eq=False, slots=True)
+class _Loaded:
+    """A handle's programs, and what was read of them."""
+
+    programs: ProgramSet
+    metric_type: str | None
+    stats_fd: int | None = None
+    history: deque[EbpfMetrics] = field(default_factory=lambda: deque(maxlen=HISTORY))
+
+
+def create_os_abstraction(*, report: Report | None = None) -> EbpfAbstraction:
+    """The abstraction of this operating system.
+
+    ``report`` is told ("progress" or "note", text).  Raises Unsupported anywhere but on Linux.
+    """
+    if sys.platform != "linux":
+        raise Unsupported(
+            "create the eBPF abstraction", f"{sys.platform} has no eBPF", "run it on Linux"
+        )
+    log.configure()
+    return EbpfAbstraction(report or (lambda kind, text: None))
+
+
+class EbpfAbstraction:
+    """eBPF on Linux; made by :func:`create_os_abstraction`, closed as a context manager."""
+
+    def __init__(self, report: Report) -> None:
+        self._loader = Loader(report)
+        self._lock = threading.RLock()
+        self._loaded: dict[EbpfHandle, _Loaded] = {}
+        self._unloaded: set[EbpfHandle] = set()
+
+    def platform(self) -> str:
+        """ "linux"."""
+        return sys.platform
+
+    def is_ebpf_supported(self) -> bool:
+        """Whether a program can be loaded here, by this process: it is tried.
+
+        ``hmebpf check-system`` says why not.
+        """
+        from hypermesh_ebpf.host import trials
+
+        try:
+            os.close(trials.load_program(trials.SOCKET_FILTER))
+        except (OSError, HmebpfError):
+            return False
+        return True
+
+    def load_ebpf_program(
+        self,
+        program: bytes | os.PathLike[str] | str | None = None,
+        *,
+        source: str | None = None,
+        name: str | None = None,
+        settings: Mapping[str, str] | None = None,
+        flags: Sequence[str] = (),
+        metric_type: str | None = None,
+    ) -> EbpfHandle:
+        """Load an ELF object or raw bytecode (bytes, or a path), or C (a path, or ``source``).
+
+        Raw bytecode and C functions that do not say where they run get their type, and are loaded,
+        at attach.  ``settings`` are values for an object's global variables, ``flags`` arguments
+        for the C compiler.  Raises InvalidProgram, CompileError, VerifierError, LoadError,
+        MissingPrivilege, Unsupported, UsageError.
+        """
+        if (program is None) == (source is None):
+            raise UsageError(
+                "load a program", "give either a program or C source", "load_ebpf_program(data)"
+            )
+        if metric_type not in (None, "counter", "gauge", "histogram"):
+            raise UsageError(
+                f"metric type {metric_type!r}", "there is none", "use counter, gauge or histogram"
+            )
+        if source is not None:
+            made = Source("c", name or "program.c", source.encode())
+        elif isinstance(program, (bytes, bytearray, memoryview)):
+            made = Source.of(bytes(program), name or "program")
+        else:
+            made = Source.read(Path(program or ""))
+        programs = self._loader.load(made, settings=settings or {}, flags=flags)
+        handle = EbpfHandle(next(_numbers))
+        with self._lock:
+            self._loaded[handle] = _Loaded(programs, metric_type)
+        return handle
+
+    def attach_ebpf_monitor(
+        self,
+        handle: EbpfHandle,
+        attach_type: EbpfAttachType | str | None = None,
+        *,
+        program: str | None = None,
+        position: int | None = None,
+    ) -> None:
+        """Let a program of the handle run at an attach point.
+
+        Without ``attach_type`` every program is attached where its source says.  ``program`` names
+        one where several fit.  ``position`` is its place among our programs on the same interface
+        (default: the last).  Raises InvalidHandle, AlreadyAttached, HookUnsupported,
+        MissingPrivilege, InterfaceNotFound, InterfaceBusy, AttachError, VerifierError, UsageError.
+        """
+        loaded = self._get(handle, "attach")
+        for each, point in self._wanted(loaded.programs, attach_type, program):
+            self._loader.attach(each, point, position=position)
+        if not loaded.programs.maps and loaded.stats_fd is None:
+            loaded.stats_fd = _switch_statistics_on()
+
+    def detach_ebpf_monitor(self, handle: EbpfHandle, *, program: str | None = None) -> None:
+        """Take the handle's programs (or one of them) off; they stay loaded.
+
+        Raises InvalidHandle, NotAttached, DetachError.
+        """
+        loaded = self._get(handle, "detach")
+        chosen = [loaded.programs.find(program)] if program else loaded.programs.programs
+        attached = [each for each in chosen if each.attached is not None]
+        if not attached:
+            raise _not_attached("detach", loaded.programs)
+        for each in attached:
+            self._loader.detach(each)
+
+    def reorder_ebpf_monitors(
+        self, attach_type: EbpfAttachType | str, handles: Sequence[EbpfHandle]
+    ) -> None:
+        """Run the programs of one interface in the order of these handles, in one step.
+
+        Raises InvalidHandle, UsageError unless exactly the programs that run there are named.
+        """
+        point = _point(attach_type)
+        sets = [self._get(handle, "reorder").programs for handle in handles]
+        here = self._loader.members(point)
+        order = [program for programs in sets for program in here if program.owner is programs]
+        self._loader.reorder(point, order)
+
+    def read_ebpf_metrics(self, handle: EbpfHandle) -> EbpfMetrics:
+        """Every number of the handle's maps, now; ``probe_hits`` for a program without maps.
+
+        Raises InvalidHandle, NotAttached, MapError.
+        """
+        loaded = self._get(handle, "read")
+        attached = [each for each in loaded.programs.programs if each.attached is not None]
+        if not attached:
+            raise _not_attached("read", loaded.programs)
+        values = _read_values(loaded, attached)
+        with self._lock:
+            metrics = EbpfMetrics(
+                name=loaded.programs.name,
+                metric_type=_metric_type(loaded, values),
+                values=values,
+                timestamp_ms=time.time_ns() // 1_000_000,
+                metadata=_metadata(attached[0]),
+            )
+            loaded.history.append(metrics)
+        return metrics
+
+    def last_ebpf_metrics(self, handle: EbpfHandle) -> EbpfMetrics | None:
+        """The last reading, without another one; None before the first.  Raises InvalidHandle."""
+        history = self._get(handle, "read").history
+        return history[-1] if history else None
+
+    def ebpf_metrics_history(self, handle: EbpfHandle) -> list[EbpfMetrics]:
+        """The last readings, at most :data:`HISTORY`, oldest first.  Raises InvalidHandle."""
+        with self._lock:
+            return list(self._get(handle, "read").history)
+
+    def unload_ebpf_program(self, handle: EbpfHandle) -> None:
+        """Detach and free.  Does nothing for a handle that was unloaded already.
+
+        Raises InvalidHandle for one that was never given out, DetachError.
+        """
+        with self._lock:
+            if handle in self._unloaded:
+                return
+            loaded = self._get(handle, "unload")
+            del self._loaded[handle]
+            self._unloaded.add(handle)
+        with ExitStack() as undo:
+            if loaded.stats_fd is not None:
+                undo.callback(os.close, loaded.stats_fd)
+            undo.callback(self._loader.unload, loaded.programs)
+
+    def list_programs(self) -> list[LoadedProgram]:
+        """All programs of all handles.  ``hmebpf list`` shows everybody's."""
+        with self._lock:
+            return [
+                LoadedProgram(
+                    handle,
+                    loaded.programs.name,
+                    each.spec.name,
+                    each.id,
+                    each.tag,
+                    str(each.attached.point) if each.attached else None,
+                )
+                for handle, loaded in self._loaded.items()
+                for each in loaded.programs.programs
+            ]
+
+    def close(self) -> None:
+        """Unload everything.  Raises DetachError."""
+        with ExitStack() as undo:
+            undo.callback(self._loader.close)
+            for handle in list(self._loaded):
+                undo.callback(self.unload_ebpf_program, handle)
+
+    def __enter__(self) -> EbpfAbstraction:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _get(self, handle: EbpfHandle, verb: str) -> _Loaded:
+        with self._lock:
+            try:
+                return self._loaded[handle]
+            except (KeyError, TypeError):
+                raise _invalid(handle, verb) from None
+
+    def _wanted(
+        self, programs: ProgramSet, attach_type: EbpfAttachType | str | None, name: str | None
+    ) -> list[tuple[Program, EbpfAttachType]]:
+        """Which programs are to be attached where."""
+        if attach_type is not None:
+            point = _point(attach_type)
+            return [(programs.find(name) if name else programs.choose(point), point)]
+        chosen = [programs.find(name)] if name else programs.programs
+        return [(each, programs.default_point(each)) for each in chosen]
+
+
+def _point(attach_type: EbpfAttachType | str) -> EbpfAttachType:
+    return EbpfAttachType.parse(attach_type) if isinstance(attach_type, str) else attach_type
+
+
+def _invalid(handle: object, verb: str) -> InvalidHandle:
+    return InvalidHandle(
+        f"{verb} {handle!r}",
+        "no loaded program has this handle",
+        "use the handle that load_ebpf_program gave, before it is unloaded",
+    )
+
+
+def _not_attached(verb: str, programs: ProgramSet) -> NotAttached:
+    return NotAttached(
+        f"{verb} {programs.name}", "it is attached nowhere", "call attach_ebpf_monitor first"
+    )
+
+
+def _switch_statistics_on() -> int | None:
+    """Let the kernel count runs while the descriptor is open; None where it may not (root only)."""
+    try:
+        return check(libbpf().bpf_enable_stats(_STATS_RUN_TIME))
+    except OSError:
+        return None
+
+
+def _read_values(loaded: _Loaded, attached: Sequence[Program]) -> dict[str, float | int | None]:
+    from hypermesh_ebpf.bpf.maps import TypedMap
+
+    programs = loaded.programs
+    if not programs.maps:
+        if loaded.stats_fd is None:
+            return {"probe_hits": None}
+        runs = [read_program_info(each.fd).run_count for each in attached if each.fd is not None]
+        return {"probe_hits": sum(runs)}
+    values: dict[str, float | int | None] = {}
+    for spec, fd in programs.maps:
+        values.update(TypedMap(spec, fd).numbers())
+    return values
+
+
+def _metric_type(loaded: _Loaded, values: Mapping[str, Any]) -> str:
+    """Told by the caller, else by the maps, else by what the values did so far."""
+    if loaded.metric_type is not None:
+        return loaded.metric_type
+    maps = loaded.programs.maps
+    if maps and all(spec.histogram for spec, _fd in maps):
+        return "histogram"
+    before = loaded.history[-1] if loaded.history else None
+    if before is None:
+        return "counter"
+    fell = any(
+        (was := before.values.get(name)) is not None and now is not None and now < was
+        for name, now in values.items()
+    )
+    return "gauge" if fell else before.metric_type
+
+
+def _metadata(program: Program) -> dict[str, str | int]:
+    attached = program.attached
+    assert attached is not None
+    point = attached.point
+    known: dict[str, str | int] = {
+        "attach_type": point.kind,
+        "hook": attached.hook,
+        "kernel_version": platform.release(),
+        "program": program.spec.name,
+        "program_id": program.id or 0,
+        "program_tag": program.tag or "",
+    }
+    if point.kind == "tracepoint":
+        category, _, name = point.target.partition(":")
+        return {**known, "category": category, "name": name}
+    if point.kind in ("kprobe", "kretprobe", "fentry", "fexit", "lsm", "uprobe", "uretprobe"):
+        return {**known, "function": point.target.rpartition(":")[2]}
+    if point.kind in ("xdp", "tc"):
+        return {**known, "interface": point.target}
+    return {**known, "name": point.target}

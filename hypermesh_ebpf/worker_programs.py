@@ -1,0 +1,210 @@
+"""The worker's part in a user's own programs: make maps and programs of a source, attach, chain.
+
+Requests, beside "do" and "log":
+
+``load``: {"form": "elf", "c" or "bytecode", "name", "path" or null, "settings": {...},
+    "attach": {program: attach point as text}, "flags": [...], "use_cache"}; one descriptor, the
+    source's bytes.
+``attach``: {"point", "pinnable", "program": {...}}; the descriptor of the program if it is loaded,
+    else those of its maps, from which it is loaded now.
+``chain``: {"point", "members": [{...}], "old": place or null}; for each member the same.
+
+A program is told as {"spec": {...}, "license", "fd": whether it is loaded, "maps": how many
+descriptors of maps come}.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hypermesh_ebpf import log
+from hypermesh_ebpf.attach_type import EbpfAttachType
+from hypermesh_ebpf.bpf.programs import load_program, read_program_info
+from hypermesh_ebpf.bpf.spec import MapSpec, ProgramSpec
+from hypermesh_ebpf.host.hooks import require_hook
+from hypermesh_ebpf.host.kernel_btf import function_btf_id
+from hypermesh_ebpf.image.image import Image, LoadedSource
+from hypermesh_ebpf.worker_process import Talk
+
+_BY_BTF_ID = {"fentry": "", "fexit": "", "lsm": "bpf_lsm_"}
+_NEED_TRACEFS = ("tracepoint", "kprobe", "kretprobe", "uprobe", "uretprobe", "usdt")
+
+
+def pack_program(spec: ProgramSpec) -> dict[str, Any]:
+    """The program as plain data, for a message."""
+    return {**asdict(spec), "instructions": base64.b64encode(spec.instructions).decode()}
+
+
+def unpack_program(data: Mapping[str, Any]) -> ProgramSpec:
+    """The program that :func:`pack_program` told."""
+    refs = tuple((offset, index) for offset, index in data["map_refs"])
+    code = base64.b64decode(data["instructions"])
+    return ProgramSpec(**{**data, "instructions": code, "map_refs": refs})
+
+
+def _load(talk: Talk, request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
+    """A source becomes maps and programs."""
+    with open(descriptors[0], "rb", closefd=False) as file:
+        file.seek(0)
+        data = file.read()
+    points = {name: EbpfAttachType.parse(text) for name, text in request["attach"].items()}
+    with ExitStack() as undo:
+        loaded = _make(talk, request, data, points, undo)
+        maps = [fd for _spec, fd in loaded.maps]
+        programs = [
+            {
+                "spec": pack_program(spec),
+                "loaded": fd is not None,
+                **(_identify(fd) if fd is not None else {"id": None, "tag": None}),
+            }
+            for spec, fd in loaded.programs
+        ]
+        fds = [fd for _spec, fd in loaded.programs if fd is not None]
+        answer = {
+            "name": loaded.name,
+            "license": loaded.license,
+            "maps": [asdict(spec) for spec, _fd in loaded.maps],
+            "programs": programs,
+        }
+        talk.done(answer, maps + fds)
+
+
+def _make(
+    talk: Talk,
+    request: Mapping[str, Any],
+    data: bytes,
+    points: Mapping[str, EbpfAttachType],
+    undo: ExitStack,
+) -> LoadedSource:
+    """What the source stands for, in the kernel; ``undo`` closes it here."""
+    name, form = request["name"], request["form"]
+    if form == "bytecode":
+        from hypermesh_ebpf.image import bytecode
+
+        return _load_image(bytecode.to_image(data, name), points, undo)
+    if form == "c":
+        from hypermesh_ebpf.image import clang
+
+        text = data.decode(errors="surrogateescape")
+        path = Path(request["path"] or name)
+        if not clang.is_libbpf_style(text):
+            from hypermesh_ebpf.image.source import build_user_image
+
+            image = build_user_image(
+                path, text, request["flags"], request["use_cache"], talk.progress, talk.note
+            )
+            return _load_image(image, points, undo)
+        talk.progress(f"compiling {name}")
+        data = clang.compile_object(path, text, request["flags"])
+    from hypermesh_ebpf.image import elf
+
+    loaded = elf.load_object(data, name, request["settings"], points)
+    for fd in [fd for _spec, fd in (*loaded.maps, *loaded.programs) if fd is not None]:
+        undo.callback(os.close, fd)
+    return loaded
+
+
+def _load_image(
+    image: Image, points: Mapping[str, EbpfAttachType], undo: ExitStack
+) -> LoadedSource:
+    """Make an image's maps, and load the programs of which it is known where they will run."""
+    from hypermesh_ebpf.bpf.programs import create_maps
+
+    maps = create_maps(image.maps)
+    for fd in maps:
+        undo.callback(os.close, fd)
+    programs: list[tuple[ProgramSpec, int | None]] = []
+    for spec in image.programs:
+        point = points.get(spec.name)
+        if point is None and spec.attach is not None:
+            point = EbpfAttachType.parse(spec.attach)
+        kind = point.kind if point else spec.kind
+        if kind is None or (kind in _BY_BTF_ID and point is None):
+            programs.append((spec, None))
+            continue
+        fd = _load_for(spec, kind, point, image.license, maps)
+        undo.callback(os.close, fd)
+        programs.append((spec, fd))
+    return LoadedSource(
+        image.name, image.license, tuple(zip(image.maps, maps, strict=True)), tuple(programs)
+    )
+
+
+def _load_for(
+    spec: ProgramSpec,
+    kind: str,
+    point: EbpfAttachType | None,
+    license: str,
+    maps: Sequence[int],
+) -> int:
+    """Load one program for the place where it will run; asks first whether there is one."""
+    btf_id = 0
+    if point is not None:
+        target = require_hook(point)
+        if kind in _BY_BTF_ID:
+            btf_id = function_btf_id(_BY_BTF_ID[kind] + target) or 0
+    return load_program(spec, point or kind, license, maps, btf_id)
+
+
+def _identify(fd: int) -> dict[str, Any]:
+    info = read_program_info(fd)
+    return {"id": info.id, "tag": info.tag}
+
+
+def _take(
+    program: Mapping[str, Any], point: EbpfAttachType, descriptors: Iterator[int], undo: ExitStack
+) -> tuple[ProgramSpec, int, list[int]]:
+    """(spec, descriptor, maps) of a program that a message tells; loaded now if it was not."""
+    spec = unpack_program(program["spec"])
+    fd = next(descriptors) if program["fd"] else None
+    maps = [next(descriptors) for _ in range(program["maps"])]
+    if fd is None:
+        fd = _load_for(spec, point.kind, point, program["license"], maps)
+        undo.callback(os.close, fd)
+    return spec, fd, maps
+
+
+def _attach(talk: Talk, request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
+    """One program is attached at one place."""
+    from hypermesh_ebpf import attach
+
+    point = EbpfAttachType.parse(request["point"])
+    require_hook(point)
+    if point.kind in _NEED_TRACEFS:
+        from hypermesh_ebpf.host.filesystems import enter_private_mounts
+
+        enter_private_mounts()
+    with ExitStack() as undo:
+        _spec, fd, _maps = _take(request["program"], point, iter(descriptors), undo)
+        known = _identify(fd)
+        made = attach.attach(
+            point,
+            fd,
+            known["id"],
+            lambda hold: talk.hold(asdict(hold), fd),
+            pinnable=request["pinnable"],
+        )
+        for each in made.descriptors:
+            undo.callback(os.close, each)
+        log.info("attached program %d to %s (%s)", known["id"], point, made.hook)
+        _answer(talk, known, made, [fd, *made.descriptors])
+
+
+def _answer(talk: Talk, known: Mapping[str, Any], made: Any, descriptors: list[int]) -> None:
+    if made.note:
+        talk.note(made.note)
+    answer = {**known, "hook": made.hook, "held": made.held, "ifindex": made.ifindex}
+    talk.done(answer, descriptors)
+
+
+SERVERS: dict[str, Callable[[Talk, Mapping[str, Any], Sequence[int]], None]] = {
+    "load": _load,
+    "attach": _attach,
+}
+
