@@ -1,5 +1,8 @@
 """hmebpf shows what the Linux kernel sees: packets, process executions, socket calls.
 
+``open_monitor`` runs a bundled monitor; ``create_os_abstraction`` loads and attaches programs of
+your own.
+
 The public names are imported when they are first used, so that ``import hypermesh_ebpf`` costs
 next to nothing: no bcc, rich, pyroute2 or numpy before something needs them.
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # type checkers take it for true; typing itself would cost 5 ms
 if TYPE_CHECKING:
+    from hypermesh_ebpf.attach_type import EbpfAttachType as EbpfAttachType
     from hypermesh_ebpf.errors import AlreadyAttached as AlreadyAttached
     from hypermesh_ebpf.errors import AttachError as AttachError
     from hypermesh_ebpf.errors import CompileError as CompileError
@@ -50,11 +54,17 @@ if TYPE_CHECKING:
     from hypermesh_ebpf.metrics.sample import Loss as Loss
     from hypermesh_ebpf.metrics.sample import Sample as Sample
     from hypermesh_ebpf.metrics.sample import Start as Start
+    from hypermesh_ebpf.os_abstraction import EbpfAbstraction as EbpfAbstraction
+    from hypermesh_ebpf.os_abstraction import EbpfHandle as EbpfHandle
+    from hypermesh_ebpf.os_abstraction import EbpfMetrics as EbpfMetrics
+    from hypermesh_ebpf.os_abstraction import LoadedProgram as LoadedProgram
+    from hypermesh_ebpf.os_abstraction import create_os_abstraction as create_os_abstraction
     from hypermesh_ebpf.session import open_monitor as open_monitor
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "hypermesh_ebpf.attach_type": ("EbpfAttachType",),
     "hypermesh_ebpf.errors": (
         "AlreadyAttached",
         "AttachError",
@@ -100,6 +110,13 @@ _MODULES = {
         "Loss",
         "Sample",
         "Start",
+    ),
+    "hypermesh_ebpf.os_abstraction": (
+        "EbpfAbstraction",
+        "EbpfHandle",
+        "EbpfMetrics",
+        "LoadedProgram",
+        "create_os_abstraction",
     ),
     "hypermesh_ebpf.session": ("open_monitor",),
 }
