@@ -98,6 +98,11 @@ class EbpfAttachType:
             options[name] = _parse_value(text, name, value) if has_value else True
         return cls.make(kind, target, **options)
 
+    @staticmethod
+    def example(kind: str) -> str:
+        """An attach point of that kind, to show how it is written."""
+        return _EXAMPLES[kind]
+
     def __str__(self) -> str:
         options = [name if value is True else f"{name}={value}" for name, value in self.given]
         return ",".join([f"{self.kind}:{self.target}", *options])

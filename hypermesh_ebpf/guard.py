@@ -1,7 +1,7 @@
 """The owner's side of the guard: start it, hand it programs to hold, let it take them off.
 
     with Guard.start() as guard:
-        guard.hold(ifindex, prog_fd, ledger_path)   # before the attach: no unguarded instant
+        guard.hold(hold, ledger_path)               # before the attach: no unguarded moment
         ...                                         # attach, monitor
                                                     # leaving: the guard removes, and says so
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.util
+import itertools
 import os
 import select
 import signal
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from hypermesh_ebpf import guard_process as protocol
+from hypermesh_ebpf.attach.hold import Hold, TcFilter
 from hypermesh_ebpf.errors import DetachError, GuardError, describe_errno
 
 _ANSWER_SECONDS = 10.0  # others can hold the network configuration lock for long
@@ -38,6 +40,7 @@ _MEANINGS = {
     protocol.GONE: "gone",
     protocol.FAILED: "failed",
 }
+_NO_FILTER = TcFilter(0, 0, 0, False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +49,22 @@ class Outcome:
 
     ``what`` is "removed", "moved" (removed, in another network namespace), "not ours" (it had been
     taken off or replaced already), "gone" (no such interface any more) or "failed"; ``cause`` has
-    the kernel's words.
+    the kernel's words.  ``kind`` is "xdp" or "tc".
     """
 
     ifindex: int
     what: str
     errno: int = 0
     cause: str = ""
+    kind: str = "xdp"
 
 
 @dataclass(frozen=True, slots=True)
-class _Hold:
-    ifindex: int
+class _Held:
+    """A hold under the number by which the guard knows it, with a descriptor of our own."""
+
+    number: int
+    hold: Hold
     prog_fd: int
     ledger_path: str | None
 
@@ -70,7 +77,8 @@ class Guard:
     """
 
     def __init__(self) -> None:
-        self._holds: list[_Hold] = []
+        self._held: list[_Held] = []
+        self._numbers = itertools.count(1)
         self._lock = threading.RLock()
         self._owner = os.getpid()
         self._socket: socket.socket | None = None
@@ -101,24 +109,84 @@ class Guard:
         """
         return self._live_socket().fileno()
 
-    def hold(self, ifindex: int, prog_fd: int, ledger_path: str | None) -> None:
+    def hold(
+        self, hold: Hold | int, prog_fd: int | str | None = None, path: str | None = None
+    ) -> None:
         """From when this returns, the guard removes this program from this interface at our end.
 
         ``ledger_path`` is the entry that it deletes then.  Raises GuardError.
         """
+        if isinstance(hold, int):
+            hold, ledger_path = Hold(hold, "", 0, int(prog_fd or 0)), path
+        else:
+            ledger_path = None if prog_fd is None else str(prog_fd)
         with self._lock:
             if self._over:
                 raise GuardError("use the guard", "it was released already")
-            hold = _Hold(ifindex, os.dup(prog_fd), ledger_path)
-            self._holds.append(hold)
+            held = _Held(next(self._numbers), hold, os.dup(hold.prog_fd), ledger_path)
+            self._held.append(held)
             try:
                 # A guard that had to be replaced was told of this hold with the others.
-                if not self.replace_if_dead() and not self._tell(hold):
+                if not self.replace_if_dead() and not self._tell(held):
                     self._respawn()
             except BaseException:
-                self._holds.remove(hold)
-                os.close(hold.prog_fd)
+                self._forget(held)
                 raise
+
+    def drop(self, hold: Hold) -> None:
+        """Hold that program no longer: another one has its place, or it was never attached.
+
+        Its ledger entry is deleted.  Raises GuardError.
+        """
+        with self._lock:
+            held = self._find(hold)
+            if held is None:
+                return
+            message = protocol.NUMBERED.pack(protocol.DROP, held.number)
+            self._forget(held)
+            # A guard that had to be replaced was told of the others only.
+            if self.replace_if_dead() or self._exchange(message) is None:
+                self.replace_if_dead()
+                if held.ledger_path:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(held.ledger_path)
+
+    def remove(self, hold: Hold) -> Outcome | None:
+        """Have this one program removed now; what became of it, None if it is not held.
+
+        Raises DetachError when it could not be removed (it is held on then), GuardError.
+        """
+        with self._lock:
+            held = self._find(hold)
+            if held is None:
+                return None
+            message = protocol.NUMBERED.pack(protocol.REMOVE, held.number)
+            for _ in range(_ATTEMPTS):
+                self.replace_if_dead()
+                answer = self._exchange(message)
+                if answer is not None:
+                    break
+            else:
+                raise GuardError(
+                    f"detach {hold.kind} from {_name(hold.ifindex)}",
+                    f"the guard died {_ATTEMPTS} times",
+                    "run `hmebpf cleanup` as root",
+                )
+            outcome = _decode(answer, hold)
+            if outcome.what == "failed":
+                raise _detach_error([outcome])
+            self._forget(held)
+            return outcome
+
+    def _find(self, hold: Hold) -> _Held | None:
+        """What is held of that; nothing in a forked child, and nothing after the release."""
+        if self._over or os.getpid() != self._owner:
+            return None
+        return next((held for held in self._held if held.hold == hold), None)
+
+    def _forget(self, held: _Held) -> None:
+        self._held.remove(held)
+        os.close(held.prog_fd)
 
     def replace_if_dead(self) -> bool:
         """If the guard is dead, start another that holds the same.  True if that was needed."""
@@ -142,17 +210,12 @@ class Guard:
                 outcomes = self._released()
             finally:
                 self._bury()
-                for hold in self._holds:
-                    os.close(hold.prog_fd)
-                self._holds.clear()
+                for held in self._held:
+                    os.close(held.prog_fd)
+                self._held.clear()
         failed = [outcome for outcome in outcomes if outcome.what == "failed"]
         if failed:
-            raise DetachError(
-                "detach xdp from " + ", ".join(_name(outcome.ifindex) for outcome in failed),
-                "; ".join(dict.fromkeys(outcome.cause for outcome in failed)),
-                "see it with `ip link show`, take it off with `hmebpf cleanup` as root",
-                errno=failed[0].errno,
-            )
+            raise _detach_error(failed)
         return outcomes
 
     def __enter__(self) -> Guard:
@@ -200,7 +263,7 @@ class Guard:
         for _ in range(_ATTEMPTS):
             self._bury()
             self._spawn()
-            if all(self._tell(hold) for hold in self._holds):
+            if all(self._tell(held) for held in self._held):
                 return
         raise GuardError("start the guard", f"it died {_ATTEMPTS} times", _START_REMEDY)
 
@@ -221,15 +284,20 @@ class Guard:
         poll.register(self._socket, select.POLLHUP)
         return bool(poll.poll(0))
 
-    def _tell(self, hold: _Hold) -> bool:
+    def _tell(self, held: _Held) -> bool:
         """Hand one program over and wait for the answer; False when the guard is dead."""
-        message = protocol.HOLD_HEADER.pack(protocol.HOLD, hold.ifindex)
-        message += os.fsencode(hold.ledger_path or "")
-        try:
-            self._await_ready()
-            socket.send_fds(self._live_socket(), [message], [hold.prog_fd])
-            answer = self._receive()
-        except ConnectionError:
+        place = held.hold.filter or _NO_FILTER
+        message = protocol.HOLD_HEADER.pack(
+            protocol.HOLD,
+            held.number,
+            held.hold.ifindex,
+            place.parent,
+            place.priority,
+            place.handle,
+            place.clsact_ours,
+        )
+        answer = self._exchange(message + os.fsencode(held.ledger_path or ""), held.prog_fd)
+        if answer is None:
             return False
         if len(answer) != protocol.HELD.size:
             raise GuardError("speak with the guard", f"it answered {answer!r}")
@@ -237,6 +305,15 @@ class Guard:
         if number:
             raise GuardError("hand a program to the guard", describe_errno(number), errno=number)
         return True
+
+    def _exchange(self, message: bytes, *descriptors: int) -> bytes | None:
+        """Send a message and wait for the answer; None when the guard is dead."""
+        try:
+            self._await_ready()
+            socket.send_fds(self._live_socket(), [message], descriptors)
+            return self._receive()
+        except ConnectionError:
+            return None
 
     def _await_ready(self) -> None:
         if not self._ready:
@@ -259,7 +336,7 @@ class Guard:
 
     def _released(self) -> list[Outcome]:
         """Ask for the removal; a guard that dies over it is replaced and asked again."""
-        if not self._holds:
+        if not self._held:
             return []
         try:
             for _ in range(_ATTEMPTS):
@@ -268,11 +345,13 @@ class Guard:
                 with contextlib.suppress(ConnectionError):
                     self._await_ready()
                     self._live_socket().send(protocol.RELEASE)
-                    return [_decode(self._receive()) for _ in self._holds]
+                    return [_decode(self._receive(), held.hold) for held in self._held]
                 self._bury()
             raise GuardError("keep the guard", f"it died {_ATTEMPTS} times")
         except GuardError as error:
-            raise GuardError("detach xdp", str(error), "run `hmebpf cleanup` as root") from error
+            raise GuardError(
+                f"detach {self._held[0].hold.kind}", str(error), "run `hmebpf cleanup` as root"
+            ) from error
 
 
 def _program() -> str:
@@ -293,14 +372,24 @@ def _program() -> str:
     return compiled if header == importlib.util.MAGIC_NUMBER + state else source
 
 
-def _decode(message: bytes) -> Outcome:
+def _decode(message: bytes, hold: Hold) -> Outcome:
     try:
         what, ifindex, number = protocol.OUTCOME.unpack_from(message)
     except struct.error as error:
         raise GuardError("speak with the guard", f"it answered {message!r}") from error
     words = message[protocol.OUTCOME.size :].decode(errors="replace")
     cause = words or (describe_errno(number) if number else "")
-    return Outcome(ifindex, _MEANINGS[what], number, cause)
+    return Outcome(ifindex, _MEANINGS[what], number, cause, hold.kind)
+
+
+def _detach_error(failed: list[Outcome]) -> DetachError:
+    places = dict.fromkeys(f"{outcome.kind} from {_name(outcome.ifindex)}" for outcome in failed)
+    return DetachError(
+        f"detach {', '.join(places)}",
+        "; ".join(dict.fromkeys(outcome.cause for outcome in failed)),
+        "see it with `hmebpf list`, take it off with `hmebpf cleanup` as root",
+        errno=failed[0].errno,
+    )
 
 
 def _name(ifindex: int) -> str:

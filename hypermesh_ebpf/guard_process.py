@@ -1,19 +1,23 @@
-"""The guard: takes our XDP programs off their interfaces when their owner is gone.
+"""The guard: takes our XDP programs and TC filters off their interfaces when their owner is gone.
 
-An XDP program attached through netlink belongs to nobody: it stays when its owner dies.  The guard
-is a process of its own session that outlives the owner and removes exactly our programs, and it is
-the only way out: an orderly end asks it to do the same.  :mod:`hypermesh_ebpf.guard` starts it as
+What is attached through netlink belongs to nobody: it stays when its owner dies.  The guard is a
+process of its own session that outlives the owner and removes exactly our programs, and it is the
+only way out: an orderly end asks it to do the same.  :mod:`hypermesh_ebpf.guard` starts it as
 
     python -I -S guard_process.py OWNER_PID         (stdin: a SOCK_SEQPACKET socket to the owner)
 
 It stays while a monitor runs, so it imports C modules only (under 9 MB resident) and nothing of
 this package.  Each message is answered:
 
-    h IFINDEX LEDGER_PATH + descriptor   hold this program       -> h ERRNO
-    r                                    remove all and exit     -> OUTCOME for each, end of file
+    h NUMBER PLACE LEDGER_PATH + descriptor   hold this program    -> h ERRNO
+    d NUMBER                                  hold it no longer    -> h ERRNO
+    x NUMBER                                  remove it now        -> OUTCOME
+    r                                         remove all and exit  -> OUTCOME for each, end of file
 
 Kernel knowledge: rtnetlink(7), netlink(7); net/core/dev.c dev_xdp_attach(); IFLA_XDP_EXPECTED_FD
-came with Linux 5.7 (commit 92234c8f15c8), pidfd_open(2) with 5.3.
+came with Linux 5.7 (commit 92234c8f15c8), pidfd_open(2) with 5.3.  For filters: net/sched/
+cls_api.c and cls_bpf.c; TCA_BPF_ID came with 4.13 (commit e86283071fc0).  The kernel cannot compare
+programs while it deletes a filter: its program's id is looked up just before.
 """
 
 from __future__ import annotations
@@ -25,8 +29,11 @@ import select
 import struct
 import sys
 
-HOLD, RELEASE, READY = b"h", b"r", b"+"
-HOLD_HEADER = struct.Struct("=cI")  # HOLD, ifindex; then the path of the ledger entry
+HOLD, DROP, REMOVE, RELEASE, READY = b"h", b"d", b"x", b"r", b"+"
+# HOLD, number; ifindex; a filter's parent (0: XDP), priority, handle, whether clsact is ours; then
+# the path of the ledger entry
+HOLD_HEADER = struct.Struct("=cIIIHI?")
+NUMBERED = struct.Struct("=cI")  # DROP or REMOVE, number
 HELD = struct.Struct("=ci")  # HOLD, errno
 OUTCOME = struct.Struct("=cIi")  # one of the five below, ifindex, errno; then the kernel's words
 REMOVED, MOVED, NOT_OURS, GONE, FAILED = b"R", b"M", b"N", b"G", b"F"
@@ -36,6 +43,12 @@ REMOVED, MOVED, NOT_OURS, GONE, FAILED = b"R", b"M", b"N", b"G", b"F"
 _LOOKS = (0, 200, 1000)
 
 _RTM_NEWLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 18, 19
+_RTM_NEWQDISC, _RTM_DELQDISC, _RTM_GETQDISC = 36, 37, 38
+_RTM_NEWTFILTER, _RTM_DELTFILTER, _RTM_GETTFILTER = 44, 45, 46
+_TCA_KIND, _TCA_OPTIONS, _TCA_CHAIN, _TCA_BPF_ID = 1, 2, 11, 11
+_CLSACT_HANDLE, _CLSACT_PARENT = 0xFFFF0000, 0xFFFFFFF1
+_CLSACT_SIDES = (0xFFFFFFF2, 0xFFFFFFF3)  # ingress, egress
+_TCMSG = struct.Struct("=BxxxiIII")  # family, ifindex, handle, parent, info
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 1, 4, 0x300
 _NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x100, 0x200
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
@@ -45,6 +58,7 @@ _IFLA_XDP_FD, _IFLA_XDP_FLAGS, _IFLA_XDP_EXPECTED_FD = 1, 3, 8
 _IFLA_XDP_PROG_IDS = (4, 5, 6)  # PROG_ID, DRV_PROG_ID, SKB_PROG_ID
 _XDP_FLAGS_SKB_MODE, _XDP_FLAGS_DRV_MODE, _XDP_FLAGS_REPLACE = 2, 4, 16
 _CLONE_NEWNET = 0x40000000
+_ETH_P_ALL = 3
 
 
 def netlink_socket() -> _socket.socket:
@@ -80,13 +94,9 @@ def _request(kind: int, flags: int, ifindex: int, attributes: bytes = b"") -> by
     return struct.pack("=IHHII", 16 + len(body), kind, flags | _NLM_F_REQUEST, 1, 0) + body
 
 
-def _detach(netlink: _socket.socket, ifindex: int, mode: int, prog_fd: int) -> tuple[int, str]:
-    """Take the program off if it is this one; (0, "") or the errno and the kernel's words."""
-    xdp = _attribute(_IFLA_XDP_FD, struct.pack("=i", -1))
-    xdp += _attribute(_IFLA_XDP_FLAGS, struct.pack("=I", mode | _XDP_FLAGS_REPLACE))
-    xdp += _attribute(_IFLA_XDP_EXPECTED_FD, struct.pack("=i", prog_fd))
-    xdp = _attribute(_IFLA_XDP | _NLA_F_NESTED, xdp)
-    netlink.send(_request(_RTM_SETLINK, _NLM_F_ACK, ifindex, xdp))
+def _acknowledged(netlink: _socket.socket, request: bytes) -> tuple[int, str]:
+    """Have a request done; (0, "") or the errno and the kernel's words."""
+    netlink.send(request)
     answer = netlink.recv(16384)
     length, kind, flags = struct.unpack_from("=IHH", answer)
     if kind != _NLMSG_ERROR:
@@ -102,8 +112,32 @@ def _detach(netlink: _socket.socket, ifindex: int, mode: int, prog_fd: int) -> t
     return -number, words if number else ""
 
 
+def _dump(netlink: _socket.socket, request: bytes, wanted: int) -> list[bytes]:
+    """The bodies of all answers of one kind to a dump request; nothing where it is refused."""
+    netlink.send(request)
+    found: list[bytes] = []
+    while True:
+        data = netlink.recv(65536)
+        while len(data) >= 16:
+            length, kind = struct.unpack_from("=IH", data)
+            if kind in (_NLMSG_DONE, _NLMSG_ERROR) or length < 16:
+                return found
+            if kind == wanted:
+                found.append(data[16:length])
+            data = data[(length + 3) & ~3 :]
+
+
+def _detach(netlink: _socket.socket, ifindex: int, mode: int, prog_fd: int) -> tuple[int, str]:
+    """Take the XDP program off if it is this one; (0, "") or the errno and the kernel's words."""
+    xdp = _attribute(_IFLA_XDP_FD, struct.pack("=i", -1))
+    xdp += _attribute(_IFLA_XDP_FLAGS, struct.pack("=I", mode | _XDP_FLAGS_REPLACE))
+    xdp += _attribute(_IFLA_XDP_EXPECTED_FD, struct.pack("=i", prog_fd))
+    xdp = _attribute(_IFLA_XDP | _NLA_F_NESTED, xdp)
+    return _acknowledged(netlink, _request(_RTM_SETLINK, _NLM_F_ACK, ifindex, xdp))
+
+
 def remove(netlink: _socket.socket, ifindex: int, prog_fd: int) -> tuple[bytes, int, str]:
-    """Take exactly this program off the interface, whichever mode it is in.
+    """Take exactly this XDP program off the interface, whichever mode it is in.
 
     Gives (outcome, errno, the kernel's words).  Somebody else's program, a kernel link, nothing at
     all there (NOT_OURS) and no such interface (GONE) are no failures.
@@ -134,22 +168,107 @@ def _program_id(prog_fd: int) -> int:
 
 
 def _interfaces_with(netlink: _socket.socket, prog_id: int) -> list[int]:
-    """The ifindexes of all interfaces that carry this program."""
-    netlink.send(_request(_RTM_GETLINK, _NLM_F_DUMP, 0))
-    found: list[int] = []
-    while True:
-        data = netlink.recv(65536)
-        while len(data) >= 16:
-            length, kind = struct.unpack_from("=IH", data)
-            if kind in (_NLMSG_DONE, _NLMSG_ERROR) or length < 16:
-                return found
-            for name, value in _attributes(data[32:length]) if kind == _RTM_NEWLINK else ():
-                if name == _IFLA_XDP and any(
-                    field in _IFLA_XDP_PROG_IDS and struct.unpack("=I", number) == (prog_id,)
-                    for field, number in _attributes(value)
-                ):
-                    found.append(struct.unpack_from("=i", data, 20)[0])
-            data = data[(length + 3) & ~3 :]
+    """The interfaces that carry this XDP program."""
+    found = []
+    for body in _dump(netlink, _request(_RTM_GETLINK, _NLM_F_DUMP, 0), _RTM_NEWLINK):
+        for name, value in _attributes(body[16:]):
+            if name == _IFLA_XDP and any(
+                field in _IFLA_XDP_PROG_IDS and struct.unpack("=I", number) == (prog_id,)
+                for field, number in _attributes(value)
+            ):
+                found.append(struct.unpack_from("=i", body, 4)[0])
+    return found
+
+
+def _traffic(
+    kind: int, flags: int, ifindex: int, handle: int, parent: int, info: int, words: bytes
+) -> bytes:
+    """A request about queueing disciplines or filters, of the kind ``words``."""
+    body = _TCMSG.pack(_socket.AF_UNSPEC, ifindex, handle, parent, info)
+    body += _attribute(_TCA_KIND, words + b"\0") if words else b""
+    return struct.pack("=IHHII", 16 + len(body), kind, flags | _NLM_F_REQUEST, 1, 0) + body
+
+
+def list_filters(
+    netlink: _socket.socket, ifindex: int, parent: int
+) -> list[tuple[int, int, int, int]]:
+    """(priority, handle, program id, chain) of a parent's filters; id 0 for what is not BPF."""
+    found = []
+    for body in _dump(
+        netlink,
+        _traffic(_RTM_GETTFILTER, _NLM_F_DUMP, ifindex, 0, parent, 0, b""),
+        _RTM_NEWTFILTER,
+    ):
+        _, where, handle, _, info = _TCMSG.unpack_from(body)
+        attributes = dict(_attributes(body[_TCMSG.size :]))
+        prog_id = chain = 0
+        if attributes.get(_TCA_KIND) == b"bpf\0":
+            inner = dict(_attributes(attributes.get(_TCA_OPTIONS, b"")))
+            (prog_id,) = struct.unpack("=I", inner.get(_TCA_BPF_ID, bytes(4)))
+        if _TCA_CHAIN in attributes:
+            (chain,) = struct.unpack("=I", attributes[_TCA_CHAIN])
+        if where == ifindex and handle:  # 0: a priority as such, before the filters that have it
+            found.append((info >> 16, handle, prog_id, chain))
+    return found
+
+
+def find_qdisc(netlink: _socket.socket, ifindex: int) -> bytes:
+    """b"clsact" or b"ingress", whichever the interface has; b"" for neither."""
+    request = _traffic(_RTM_GETQDISC, _NLM_F_DUMP, ifindex, 0, 0, 0, b"")
+    for body in _dump(netlink, request, _RTM_NEWQDISC):
+        _, where, handle, _, _ = _TCMSG.unpack_from(body)
+        if where == ifindex and handle == _CLSACT_HANDLE:
+            return dict(_attributes(body[_TCMSG.size :])).get(_TCA_KIND, b"").rstrip(b"\0")
+    return b""
+
+
+def remove_empty_clsact(netlink: _socket.socket, ifindex: int) -> None:
+    """Take the interface's clsact off if it has no filter any more."""
+    if find_qdisc(netlink, ifindex) == b"clsact" and not any(
+        list_filters(netlink, ifindex, side) for side in _CLSACT_SIDES
+    ):
+        _acknowledged(
+            netlink,
+            _traffic(
+                _RTM_DELQDISC, _NLM_F_ACK, ifindex, _CLSACT_HANDLE, _CLSACT_PARENT, 0, b"clsact"
+            ),
+        )
+
+
+def remove_filter(
+    netlink: _socket.socket,
+    ifindex: int,
+    prog_fd: int,
+    parent: int,
+    priority: int,
+    handle: int,
+    clsact_ours: bool,
+) -> tuple[bytes, int, str]:
+    """Take exactly this program's filter off, and with the last one a clsact of ours.
+
+    Gives (outcome, errno, the kernel's words), as :func:`remove`.  Filters do not follow an
+    interface that is moved to another namespace: the kernel deletes them.
+    """
+    outcome: tuple[bytes, int, str] = NOT_OURS, 0, ""
+    ours = (priority, handle, _program_id(prog_fd), 0)
+    if ours in list_filters(netlink, ifindex, parent):
+        info = priority << 16 | _socket.htons(_ETH_P_ALL)
+        number, words = _acknowledged(
+            netlink, _traffic(_RTM_DELTFILTER, _NLM_F_ACK, ifindex, handle, parent, info, b"bpf")
+        )
+        if number == 0:
+            outcome = REMOVED, 0, ""
+        elif number == errno.ENODEV:
+            outcome = GONE, number, words
+        elif number not in (errno.ENOENT, errno.EINVAL):  # these: it, or its clsact, is just gone
+            return FAILED, number, words
+    else:
+        number, words = _acknowledged(netlink, _request(_RTM_SETLINK, _NLM_F_ACK, ifindex))
+        if number == errno.ENODEV:
+            outcome = GONE, number, words
+    if clsact_ours and outcome[0] != GONE:
+        remove_empty_clsact(netlink, ifindex)
+    return outcome
 
 
 def _namespaces() -> dict[int, str]:
@@ -194,22 +313,36 @@ def remove_elsewhere(prog_fd: int) -> bool:
 
 
 def settle(
-    netlink: _socket.socket, ifindex: int, prog_fd: int, ledger_path: bytes, look_again: bool
+    netlink: _socket.socket,
+    ifindex: int,
+    filter: tuple[int, int, int, bool],
+    prog_fd: int,
+    ledger_path: bytes,
+    look_again: bool,
 ) -> bytes:
-    """Remove one program and, when it is certainly off, its ledger entry; the answer to send."""
+    """Remove one program and, when it is certainly off, its ledger entry; the answer to send.
+
+    ``filter`` is (parent, priority, handle, whether clsact is ours), parent 0 for XDP.
+    """
     try:
-        outcome, number, words = remove(netlink, ifindex, prog_fd)
-        if outcome == GONE and remove_elsewhere(prog_fd):
-            outcome = MOVED
-        certain = outcome != FAILED and not (outcome == NOT_OURS and look_again)
-        if certain and ledger_path:
-            try:  # noqa: SIM105
-                posix.unlink(ledger_path)
-            except FileNotFoundError:
-                pass
+        if filter[0]:
+            outcome, number, words = remove_filter(netlink, ifindex, prog_fd, *filter)
+        else:
+            outcome, number, words = remove(netlink, ifindex, prog_fd)
+            if outcome == GONE and remove_elsewhere(prog_fd):
+                outcome = MOVED
+        if outcome != FAILED and not (outcome == NOT_OURS and look_again):
+            _forget(ledger_path)
     except OSError as error:
         outcome, number, words = FAILED, error.errno or errno.EIO, str(error)
     return OUTCOME.pack(outcome, ifindex, number) + words.encode()
+
+
+def _forget(ledger_path: bytes) -> None:
+    try:  # noqa: SIM105
+        posix.unlink(ledger_path)  # b"" is not found either
+    except FileNotFoundError:
+        pass
 
 
 def _receive(sock: _socket.socket) -> tuple[bytes, int]:
@@ -235,7 +368,7 @@ def guard(sock: _socket.socket, owner: int) -> None:
     if posix.getppid() != owner:
         return
     sock.send(READY)
-    held: list[tuple[int, int, bytes]] = []
+    held: dict[int, tuple[int, tuple[int, int, int, bool], int, bytes]] = {}
     message = b""
     while message != RELEASE:
         if pidfd in (fd for fd, _ in poll.poll()):
@@ -247,19 +380,33 @@ def guard(sock: _socket.socket, owner: int) -> None:
         if not message:
             break
         if message[:1] == HOLD:
-            _, ifindex = HOLD_HEADER.unpack_from(message)
+            _, hold, ifindex, *place = HOLD_HEADER.unpack_from(message)
             if prog_fd >= 0:
-                held.append((ifindex, prog_fd, message[HOLD_HEADER.size :]))
+                held[hold] = ifindex, tuple(place), prog_fd, message[HOLD_HEADER.size :]
             _send(sock, HELD.pack(HOLD, 0 if prog_fd >= 0 else errno.EBADF))
+        elif message[:1] == DROP:
+            _, hold = NUMBERED.unpack(message)
+            if hold in held:
+                *_, prog_fd, ledger_path = held.pop(hold)
+                _forget(ledger_path)
+                posix.close(prog_fd)
+            _send(sock, HELD.pack(HOLD, 0))
+        elif message[:1] == REMOVE:
+            _, hold = NUMBERED.unpack(message)
+            answer = settle(netlink, *held[hold], look_again=False)
+            if answer[:1] != FAILED:
+                posix.close(held.pop(hold)[2])
+            _send(sock, answer)
     if message == RELEASE:
-        for answer in [settle(netlink, *hold, look_again=False) for hold in held]:
+        for answer in [settle(netlink, *hold, look_again=False) for hold in held.values()]:
             _send(sock, answer)
         return
+    left = list(held.values())
     for wait in _LOOKS:
-        if held:
+        if left:
             select.poll().poll(wait)
         again = wait != _LOOKS[-1]
-        held = [hold for hold in held if settle(netlink, *hold, again)[:1] == NOT_OURS]
+        left = [hold for hold in left if settle(netlink, *hold, again)[:1] == NOT_OURS]
 
 
 def _send(sock: _socket.socket, message: bytes) -> None:

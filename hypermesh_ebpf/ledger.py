@@ -1,10 +1,10 @@
 """The ledger: what we attached that outlives its owner, written down before it is attached.
 
-An XDP program attached through netlink stays when its owner dies.  The guard takes it off; where
-the guard was killed too, the next start finds the entry here and settles it.  One small JSON file
-for each attachment, in ``/run/hmebpf`` (root) or ``$XDG_RUNTIME_DIR/hmebpf`` (anybody else), gone
-after a reboot.  Whoever could write there could have us detach things, so the directory belongs to
-us alone (0700) or is refused.
+An XDP program or TC filter attached through netlink stays when its owner dies.  The guard takes it
+off; where the guard was killed too, the next start finds the entry here and settles it.  One small
+JSON file for each attachment, in ``/run/hmebpf`` (root) or ``$XDG_RUNTIME_DIR/hmebpf`` (anybody
+else), gone after a reboot.  Whoever could write there could have us detach things, so the directory
+belongs to us alone (0700) or is refused.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hypermesh_ebpf.attach.hold import Hold, TcFilter
 from hypermesh_ebpf.errors import DetachError, HmebpfError, describe_errno
 
 _LEFTOVER_SECONDS = 60.0  # a half-written entry older than this has no writer any more
@@ -26,7 +27,7 @@ _LEFTOVER_SECONDS = 60.0  # a half-written entry older than this has no writer a
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One attachment.
+    """One attachment; the last four for filters of traffic control (:class:`TcFilter`).
 
     ``owner_start`` is the owner's start time in clock ticks since boot (field 22 of
     /proc/PID/stat, proc(5)): with ``owner_pid`` it names a process for good.  ``netns`` and
@@ -42,6 +43,17 @@ class Entry:
     netns: int
     pidns: int
     boot_id: str
+    parent: int = 0
+    priority: int = 0
+    handle: int = 0
+    clsact_ours: bool = False
+
+    @property
+    def filter(self) -> TcFilter | None:
+        """Where the filter is; None for XDP."""
+        if self.kind != "tc":
+            return None
+        return TcFilter(self.parent, self.priority, self.handle, self.clsact_ours)
 
 
 def directory() -> Path:
@@ -73,23 +85,27 @@ def directory() -> Path:
     return path
 
 
-def record(ifindex: int, iface: str, prog_id: int) -> Path:
-    """Write down that this process is about to attach an XDP program; the entry's path.
+def record(hold: Hold | int, iface: str = "", prog_id: int = 0) -> Path:
+    """Write down that this process is about to attach a program; the entry's path.
 
     The guard deletes the entry when the program is off.  Raises HmebpfError.
     """
+    if isinstance(hold, int):
+        hold = Hold(hold, iface, prog_id, -1)
     entry = Entry(
-        kind="xdp",
-        ifindex=ifindex,
-        iface=iface,
-        prog_id=prog_id,
+        kind=hold.kind,
+        ifindex=hold.ifindex,
+        iface=hold.iface,
+        prog_id=hold.prog_id,
         owner_pid=os.getpid(),
         owner_start=_start_time(os.getpid()) or 0,
         netns=_namespace("net"),
         pidns=_namespace("pid"),
         boot_id=_boot_id(),
+        **(asdict(hold.filter) if hold.filter else {}),
     )
-    path = directory() / f"xdp-{ifindex}-{prog_id}.json"
+    side = f"-{entry.parent & 0xF:x}-{entry.priority}" if hold.filter else ""
+    path = directory() / f"{entry.kind}-{entry.ifindex}-{entry.prog_id}{side}.json"
     unfinished = path.with_suffix(".tmp")
     try:
         unfinished.write_text(json.dumps(asdict(entry)) + "\n")
@@ -112,7 +128,10 @@ def read(path: Path) -> Entry:
     if not isinstance(data, dict):
         raise ValueError(f"not an object: {data!r}")
     values: dict[str, Any] = {}
-    for name, kind in Entry.__annotations__.items():  # later versions may write more than these
+    known = Entry.__annotations__
+    for name, kind in known.items():  # later versions may write more than these
+        if name not in data and name in TcFilter.__annotations__:
+            continue  # an earlier version, which knew XDP only
         value = values[name] = data.get(name)
         if type(value).__name__ != kind:
             raise ValueError(f"{name} is {value!r}")
@@ -129,6 +148,18 @@ def entries() -> list[Entry]:
         with contextlib.suppress(ValueError, FileNotFoundError):
             found.append(read(path))
     return found
+
+
+def is_clsact_ours(ifindex: int) -> bool:
+    """Whether hmebpf made the clsact of an interface and still has a filter there.
+
+    Who comes later then shares it: whoever goes last takes it off.
+    """
+    return any(
+        entry.clsact_ours and (entry.ifindex, entry.netns, entry.boot_id) == here
+        for here in [(ifindex, _namespace("net"), _boot_id())]
+        for entry in entries()
+    )
 
 
 def sweep() -> list[str]:
@@ -157,11 +188,13 @@ def _settle(path: Path, entry: Entry) -> list[str]:
     if entry.boot_id != _boot_id():
         path.unlink(missing_ok=True)
         return []
-    if entry.kind != "xdp" or entry.pidns != _namespace("pid"):
+    if entry.kind not in ("xdp", "tc") or entry.pidns != _namespace("pid"):
         return []
     if is_alive(entry.owner_pid, entry.owner_start):
         return []
-    program = f"xdp program {entry.prog_id} on {entry.iface} (owner {entry.owner_pid} is dead)"
+    program = (
+        f"{entry.kind} program {entry.prog_id} on {entry.iface} (owner {entry.owner_pid} is dead)"
+    )
     try:
         prog_fd = _program_fd(entry.prog_id)
     except PermissionError as error:
@@ -184,7 +217,8 @@ def _remove(path: Path, entry: Entry, prog_fd: int, program: str) -> list[str]:
 
     try:
         with Guard.start() as guard:
-            guard.hold(entry.ifindex, prog_fd, str(path))
+            hold = Hold(entry.ifindex, entry.iface, entry.prog_id, prog_fd, entry.filter)
+            guard.hold(hold, str(path))
             (outcome,) = guard.release()
     except DetachError as error:
         return [f"could not remove {program}: {error.cause}; {error.remedy}"]

@@ -4,24 +4,32 @@
         programs = loader.load(Source.read(Path("count.o")))
         loader.attach(programs.find("count"), EbpfAttachType.xdp("lo"))
 
-One worker process builds, loads and attaches for all of them and ends when it is idle; one guard
-holds what the kernel would not take off by itself.  Safe to use from several threads.
+One worker process builds, loads and attaches for all of them and ends when it is idle; guards hold
+what the kernel would not take off by itself.  Safe to use from several threads.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import os
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hypermesh_ebpf import log
+from hypermesh_ebpf.attach.hold import Hold
 from hypermesh_ebpf.attach_type import EbpfAttachType
-from hypermesh_ebpf.bpf.spec import MapSpec, ProgramSpec
+from hypermesh_ebpf.bpf.chain import Chain, Member, close_chain, load_chain
+from hypermesh_ebpf.bpf.programs import (
+    close_all,
+    close_attachments,
+    load_program,
+    read_program_info,
+)
 from hypermesh_ebpf.errors import (
     AlreadyAttached,
     HmebpfError,
@@ -29,126 +37,50 @@ from hypermesh_ebpf.errors import (
     UsageError,
     WorkerError,
 )
+from hypermesh_ebpf.program_set import (
+    Attached,
+    Program,
+    ProgramSet,
+    Source,
+    tell_program,
+    unpack_set,
+)
+from hypermesh_ebpf.watching import require_attached
 from hypermesh_ebpf.worker import Answer, Report, Worker, WorkerLeft
+from hypermesh_ebpf.worker import Hold as HoldCallback
+
+if TYPE_CHECKING:
+    from hypermesh_ebpf.guard import Guard
 
 _SILENCE_SECONDS = 60.0  # libbpf can be made to loop by a hostile object
 _COMPILE_SECONDS = 600.0  # clang in an emulated machine is slow
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What a program is made of: the bytes of an ELF object, of raw bytecode, or a C text."""
-
-    form: str
-    name: str
-    data: bytes
-    path: Path | None = None
-
-    @classmethod
-    def read(cls, path: Path) -> Source:
-        """The file's: C by its suffix, ELF by its first bytes, bytecode else.
-
-        Raises UsageError for a file that cannot be read, InvalidProgram for what is no program.
-        """
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise UsageError(f"read {path}", error.strerror, f"look: `ls -l {path}`") from error
-        if path.suffix in (".c", ".h"):
-            return cls("c", path.name, data, path.absolute())
-        return cls.of(data, path.name)
-
-    @classmethod
-    def of(cls, data: bytes, name: str = "program") -> Source:
-        """Of an object or of bytecode in memory, looked at before the kernel sees it.
-
-        Raises InvalidProgram.
-        """
-        from hypermesh_ebpf.image import bytecode, elf
-
-        if elf.is_elf(data):
-            elf.check_object(data)
-            return cls("elf", name, data)
-        bytecode.check_bytecode(data)
-        return cls("bytecode", name, data)
-
-
 @dataclass(eq=False, slots=True)
-class Program:
-    """A program of a set.
+class Composition:
+    """The programs of one XDP or TC place, in their order, and what keeps them there.
 
-    ``fd``, ``id`` and ``tag`` are None before it is loaded, which is at the attach where only that
-    tells its type.
+    ``chain`` is what the kernel runs where there are several; ``held`` what the guard takes off.
     """
 
-    spec: ProgramSpec
-    owner: ProgramSet
-    fd: int | None = None
-    id: int | None = None
-    tag: str | None = None
-    attached: Attached | None = None
+    members: list[Program]
+    attached: Attached
+    held: Hold | None
+    chain: Chain | None = None
+
+    @property
+    def head(self) -> int:
+        """The program that the interface has."""
+        if self.chain is not None:
+            return self.chain.head_fd
+        (member,) = self.members
+        assert member.fd is not None
+        return member.fd
 
 
-@dataclass(eq=False, slots=True)
-class Attached:
-    """Where a program runs: the point asked for, and the hook that it got ("xdp:generic")."""
-
-    point: EbpfAttachType
-    hook: str
-    descriptors: tuple[int, ...]
-
-
-@dataclass(eq=False, slots=True)
-class ProgramSet:
-    """Maps and programs of one source, in the kernel by descriptor."""
-
-    name: str
-    license: str
-    maps: tuple[tuple[MapSpec, int], ...]
-    programs: list[Program] = field(default_factory=list)
-
-    def find(self, name: str) -> Program:
-        """The program of that name.  Raises UsageError, naming those that there are."""
-        for program in self.programs:
-            if program.spec.name == name:
-                return program
-        known = ", ".join(program.spec.name for program in self.programs) or "none"
-        raise UsageError(f"program {name!r} of {self.name}", "there is none", f"known: {known}")
-
-    def choose(self, point: EbpfAttachType) -> Program:
-        """The program that is meant for an attach point.
-
-        The one whose source names this very point, else the only one of this kind that is not
-        attached yet.  Raises UsageError where none or several fit, AlreadyAttached.
-        """
-        exact = [p for p in self.programs if p.spec.attach == str(point)]
-        fitting = exact or [p for p in self.programs if _fits(p.spec, point)]
-        what = f"attach {self.name} to {point}"
-        if not fitting:
-            kinds = ", ".join(f"{p.spec.name} ({p.spec.kind})" for p in self.programs) or "none"
-            raise UsageError(what, f"it has no {point.kind} program", f"it has: {kinds}")
-        free = [program for program in fitting if program.attached is None]
-        if not free:
-            taken = fitting[0].attached
-            raise AlreadyAttached(
-                what,
-                f"program {fitting[0].spec.name} is attached to {taken.point if taken else point}",
-                "detach it first, or load the program once more",
-            )
-        if len(free) > 1:
-            names = ", ".join(program.spec.name for program in free)
-            raise UsageError(what, f"several programs fit: {names}", "name one of them")
-        return free[0]
-
-
-_PROBES = ("kprobe", "kretprobe", "uprobe", "uretprobe", "usdt")
-
-
-def _fits(spec: ProgramSpec, point: EbpfAttachType) -> bool:
-    """Whether a program can be attached there: kprobes and uprobes share one program type."""
-    if spec.kind is None or spec.kind == point.kind:
-        return True
-    return spec.kind in _PROBES and point.kind in _PROBES
+def _refuse_to_hold(place: Mapping[str, Any], prog_fd: int) -> None:
+    """For requests that attach nothing."""
+    raise WorkerError("speak with the worker", "it attaches unasked", "report it")
 
 
 class Loader:
@@ -161,14 +93,15 @@ class Loader:
         self._report = report
         self._lock = threading.RLock()
         self._worker: Worker | None = None
-        self._guard: Any = None
+        self._worker_netns = 0
+        self._guards: dict[int, Guard] = {}
         self._sets: list[ProgramSet] = []
-        self._chains: dict[tuple[str, ...], Chain] = {}
+        self._places: dict[tuple[str | int, ...], Composition] = {}
 
     @property
-    def guard(self) -> Any | None:
+    def guard(self) -> Guard | None:
         """The guard, where something is attached that the kernel would not take off by itself."""
-        return self._guard
+        return next(iter(self._guards.values()), None)
 
     def load(
         self,
@@ -206,10 +139,10 @@ class Loader:
             with open(memory, "wb", closefd=False) as file:
                 file.write(source.data)
             silence = _COMPILE_SECONDS if source.form == "c" else _SILENCE_SECONDS
-            answer, descriptors = self._ask(request, [memory], silence)
+            answer, descriptors = self._ask(request, [memory], silence=silence)
         finally:
             os.close(memory)
-        loaded = _unpack(answer, descriptors)
+        loaded = unpack_set(answer, descriptors)
         with self._lock:
             self._sets.append(loaded)
         return loaded
@@ -230,42 +163,45 @@ class Loader:
         AttachError, VerifierError.
         """
         with self._lock:
-            if program.attached is not None:
+            if any(each.point == point for each in program.attached):
                 raise AlreadyAttached(
                     f"attach {program.spec.name} to {point}",
-                    f"it is attached to {program.attached.point}",
+                    "it is attached there already",
                     "detach it first, or load the program once more",
                 )
-            chain = self._chains.get(_place(point))
-            if chain is not None:
-                members = list(chain.members)
-                members.insert(len(members) if position is None else position, program)
-                self._rebuild(chain, members)
+            here = self._places.get(_place(point))
+            if here is None:
+                attached = self._attach_first(program, point, pinnable)
             else:
-                self._attach_first(program, point, pinnable)
-            assert program.attached is not None
-            log.info("attached %s to %s", program.spec.name, program.attached.hook)
-            return program.attached
+                members = list(here.members)
+                members.insert(len(members) if position is None else position, program)
+                self._rebuild(here, members)
+                attached = here.attached
+            program.attached.append(attached)
+            return attached
 
     def detach(self, program: Program) -> None:
-        """Take a program off.  Raises NotAttached, DetachError."""
+        """Take a program off wherever it is attached.  Raises NotAttached, DetachError."""
         with self._lock:
-            if program.attached is None:
-                raise NotAttached(f"detach {program.spec.name}", "it is attached nowhere")
-            point = program.attached.point
-            chain = self._chains.get(_place(point))
-            if chain is not None and len(chain.members) > 1:
-                self._rebuild(chain, [member for member in chain.members if member is not program])
-            else:
-                self._detach_last(program, chain)
-            program.attached = None
-            log.info("detached %s from %s", program.spec.name, point)
+            if not program.attached:
+                raise NotAttached(
+                    f"detach {program.spec.name}", "it is attached nowhere", "attach it first"
+                )
+            while program.attached:
+                attached = program.attached[-1]
+                here = self._places.get(attached.place)
+                if here is not None and len(here.members) > 1:
+                    self._rebuild(here, [each for each in here.members if each is not program])
+                else:
+                    self._detach_last(attached)
+                program.attached.pop()
+                log.info("detached %s from %s", program.spec.name, attached.hook)
 
     def members(self, point: EbpfAttachType) -> list[Program]:
         """The programs that run at an XDP or TC place, in their order."""
         with self._lock:
-            chain = self._chains.get(_place(point))
-            return list(chain.members) if chain else []
+            here = self._places.get(_place(point))
+            return list(here.members) if here else []
 
     def reorder(self, point: EbpfAttachType, programs: Sequence[Program]) -> None:
         """Run the programs of a place in another order, in one step.
@@ -273,16 +209,23 @@ class Loader:
         Raises UsageError unless they are exactly those that run there.
         """
         with self._lock:
-            chain = self._chains.get(_place(point))
-            members = chain.members if chain else []
-            if set(members) != set(programs) or len(members) != len(programs) or not chain:
+            here = self._places.get(_place(point))
+            members = here.members if here else []
+            if here is None or sorted(map(id, members)) != sorted(map(id, programs)):
                 names = ", ".join(program.spec.name for program in members) or "none"
                 raise UsageError(
                     f"reorder the programs of {point}",
                     "these are not the programs that run there",
                     f"name each once: {names}",
                 )
-            self._rebuild(chain, list(programs))
+            self._rebuild(here, list(programs))
+
+    def check_places(self) -> None:
+        """Look whether what a guard holds is still attached.  Raises TargetGone."""
+        with self._lock:
+            for here in self._places.values():
+                if here.held is not None:
+                    require_attached(here.held)
 
     def unload(self, programs: ProgramSet) -> None:
         """Detach what is attached and give everything back.  Does nothing the second time."""
@@ -291,25 +234,30 @@ class Loader:
                 return
             self._sets.remove(programs)
             with ExitStack() as undo:
-                for _spec, fd in programs.maps:
-                    undo.callback(os.close, fd)
+                undo.callback(close_all, programs.descriptors())
                 for program in programs.programs:
-                    if program.fd is not None:
-                        undo.callback(os.close, program.fd)
-                for program in programs.programs:
-                    if program.attached is not None:
+                    if program.attached:
                         undo.callback(self.detach, program)
 
     def close(self) -> None:
-        """Take everything off, and end worker and guard.  Raises DetachError."""
+        """Take everything off, and end worker and guards.  Raises DetachError."""
         with self._lock, ExitStack() as undo:
+            sets, self._sets = self._sets, []
+            for programs in sets:
+                undo.callback(close_all, programs.descriptors())
+            for here in self._places.values():
+                if here.chain is not None:
+                    undo.callback(close_chain, here.chain)
+            self._places.clear()
+            for guard in self._guards.values():
+                undo.push(guard)
+            attached = {id(each): each for each in itertools.chain(*(p.attached() for p in sets))}
+            undo.callback(
+                close_attachments, [fd for each in attached.values() for fd in each.descriptors]
+            )
             if self._worker is not None:
                 undo.callback(self._worker.close)
                 self._worker = None
-            if self._guard is not None:
-                undo.push(self._guard)
-            for programs in self._sets:
-                undo.callback(self.unload, programs)
 
     def __enter__(self) -> Loader:
         return self
@@ -323,78 +271,153 @@ class Loader:
         self.close()
 
     def _ask(
-        self, request: dict[str, Any], descriptors: Sequence[int], silence: float = _SILENCE_SECONDS
+        self,
+        request: dict[str, Any],
+        descriptors: Sequence[int],
+        *,
+        hold: HoldCallback = _refuse_to_hold,
+        silence: float = _SILENCE_SECONDS,
     ) -> Answer:
-        """The worker's answer; a worker that had ended by itself is replaced."""
+        """The worker's answer; one that had ended by itself, or is elsewhere, is replaced."""
         with self._lock:
+            netns = _network_namespace()
+            if self._worker is not None and self._worker_netns != netns:
+                self._worker.close()
+                self._worker = None
             while True:
                 worker = self._worker or Worker()
-                self._worker = None  # until it has answered: whoever failed is not asked again
+                self._worker, self._worker_netns = None, netns  # whoever failed is not asked again
                 try:
                     worker.ask({**request, "log": log.level()}, descriptors)
-                    answer = worker.result(self._hold, self._report, silence)
+                    answer = worker.result(hold, self._report, silence)
                 except WorkerLeft:
                     worker.close()
                     continue
-                except HmebpfError as error:
-                    if isinstance(error, WorkerError):
-                        worker.close()
-                    else:
+                except BaseException as error:
+                    if isinstance(error, HmebpfError) and not isinstance(error, WorkerError):
                         self._worker = worker
-                    raise
-                except BaseException:
-                    worker.close()
+                    else:
+                        worker.close()
                     raise
                 self._worker = worker
                 return answer
 
-    def _attach_first(self, program: Program, point: EbpfAttachType, pinnable: bool) -> None:
+    def _attach_first(self, program: Program, point: EbpfAttachType, pinnable: bool) -> Attached:
         """Attach where none of ours is yet."""
-        if point.kind in ("xdp", "tc") and not point.option("link"):
-            self._start_guard()
-        told, descriptors = _tell(program)
-        request = {
-            "do": "attach",
-            "point": str(point),
-            "pinnable": pinnable,
-            "program": told,
-        }
-        answer, (fd, *attachments) = self._ask(request, descriptors)
+        told, descriptors = tell_program(program)
+        request = {"do": "attach", "point": str(point), "pinnable": pinnable, "program": told}
+        netns = _network_namespace()
+        held: list[Hold] = []
+
+        def hold(data: Mapping[str, Any], prog_fd: int) -> None:
+            held.append(self._hold(Hold.from_dict(data, prog_fd), netns))
+
+        try:
+            answer, (fd, *attachments) = self._ask(request, descriptors, hold=hold)
+        except BaseException:
+            for each in held:
+                self._guards[netns].remove(each)
+            raise
         program.adopt(answer, fd)
-        program.attached = Attached(point, answer["hook"], tuple(attachments))
         place = _place(point)
+        attached = Attached(point, answer["hook"], tuple(attachments), place, netns)
         if place:
-            self._chains[place] = Chain([program], program.attached, answer["hold"])
+            self._places[place] = Composition([program], attached, held[-1] if held else None)
+        return attached
 
-    def _start_guard(self) -> None:
-        if self._guard is None:
-            from hypermesh_ebpf import ledger
-            from hypermesh_ebpf.guard import Guard
+    def _rebuild(self, here: Composition, members: list[Program]) -> None:
+        """Put these members in the place of those that run, in one step."""
+        point = here.attached.point
+        for member in members:
+            self._load_now(member, point)
+        chain = None
+        if len(members) > 1:
+            chain = load_chain([_member(program) for program in members], point.kind)
+            if chain.note:
+                self._report("note", f"{point}: chained by tail calls ({chain.note})")
+        old_head, old_held, old_chain = here.head, here.held, here.chain
+        new = Composition(members, here.attached, None, chain)
+        netns = here.attached.netns
+        try:
+            if old_held is not None:  # held before it is there: no unguarded moment
+                prog_id = read_program_info(new.head).id
+                hold = dataclasses.replace(old_held, prog_id=prog_id, prog_fd=new.head)
+                new.held = self._hold(hold, netns)
+            request = {
+                "do": "swap",
+                "point": str(point),
+                "hold": asdict(old_held) if old_held else None,
+            }
+            self._ask(request, [old_head, new.head, *here.attached.descriptors])
+        except BaseException:
+            self._drop(new.held, netns)
+            if chain is not None:
+                close_chain(chain)
+            raise
+        here.members, here.held, here.chain = members, new.held, chain
+        self._drop(old_held, netns)
+        if old_chain is not None:
+            close_chain(old_chain)
 
-            self._guard = Guard.start()
+    def _load_now(self, program: Program, point: EbpfAttachType) -> None:
+        """A member of a chain has its type by now."""
+        if program.fd is None:
+            maps = [fd for _spec, fd in program.owner.maps]
+            fd = load_program(program.spec, point.kind, program.owner.license, maps)
+            info = read_program_info(fd)
+            program.fd, program.id, program.tag = fd, info.id, info.tag
+
+    def _detach_last(self, attached: Attached) -> None:
+        """Take the only program off a place."""
+        here = self._places.pop(attached.place, None)
+        if here is not None and here.held is not None:
+            self._guards[attached.netns].remove(here.held)
+        close_attachments(attached.descriptors)
+
+    def _hold(self, hold: Hold, netns: int) -> Hold:
+        """Write the attachment into the ledger and let the guard hold it, before it exists."""
+        from hypermesh_ebpf import ledger
+
+        guard = self._guard(netns)
+        entry = ledger.record(hold)
+        try:
+            guard.hold(hold, str(entry))
+        except BaseException:
+            entry.unlink(missing_ok=True)
+            raise
+        return hold
+
+    def _drop(self, hold: Hold | None, netns: int) -> None:
+        if hold is not None:
+            self._guards[netns].drop(hold)
+
+    def _guard(self, netns: int) -> Guard:
+        """The guard for this thread's network namespace, started when it is first needed."""
+        from hypermesh_ebpf import ledger
+        from hypermesh_ebpf.guard import Guard
+
+        if netns not in self._guards:
+            self._guards[netns] = Guard.start()
             for line in ledger.sweep():
                 self._report("note", line)
+        return self._guards[netns]
 
 
-def _tell(program: Program) -> tuple[dict[str, Any], list[int]]:
-    """A program for a message, and the descriptors that go with it."""
+def _network_namespace() -> int:
+    """The calling thread's, by inode."""
+    return os.stat("/proc/thread-self/ns/net").st_ino
+
+
+def _place(point: EbpfAttachType) -> tuple[str | int, ...]:
+    """What tells places at which programs compose; of no account for other kinds."""
+    if point.kind == "xdp":
+        return ("xdp", point.target, _network_namespace())
+    if point.kind == "tc":
+        direction, priority = point.option("direction"), point.option("priority")
+        return ("tc", point.target, direction, priority or 0, _network_namespace())
+    return ()
+
+
+def _member(program: Program) -> Member:
     maps = [fd for _spec, fd in program.owner.maps]
-    told = {
-        "spec": pack_program(program.spec),
-        "license": program.owner.license,
-        "fd": program.fd is not None,
-        "maps": len(maps),
-    }
-    return told, [program.fd, *maps] if program.fd is not None else maps
-
-
-def _unpack(answer: Mapping[str, Any], descriptors: Sequence[int]) -> ProgramSet:
-    """The answer to a load; descriptors come in the order in which it names their owners."""
-    following = iter(descriptors)
-    maps = tuple((MapSpec(**spec), next(following)) for spec in answer["maps"])
-    made = ProgramSet(answer["name"], answer["license"], maps)
-    for told in answer["programs"]:
-        fd = next(following) if told["loaded"] else None
-        spec = unpack_program(told["spec"])
-        made.programs.append(Program(spec, made, fd, told["id"], told["tag"]))
-    return made
+    return Member(program.spec, maps, program.owner.license, program.fd)

@@ -33,7 +33,8 @@ from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf.libbpf import check, libbpf
 from hypermesh_ebpf.bpf.programs import read_program_info
 from hypermesh_ebpf.errors import HmebpfError, InvalidHandle, NotAttached, Unsupported, UsageError
-from hypermesh_ebpf.loader import Loader, Program, ProgramSet, Source
+from hypermesh_ebpf.loader import Loader
+from hypermesh_ebpf.program_set import Program, ProgramSet, Source
 from hypermesh_ebpf.worker import Report
 
 HISTORY = 300
@@ -72,8 +73,8 @@ class EbpfMetrics:
 class LoadedProgram:
     """What :meth:`EbpfAbstraction.list_programs` tells of one program.
 
-    ``attached`` is the attach point as text, None where it is attached nowhere; ``id`` and ``tag``
-    are the kernel's, None before the program is loaded (see load_ebpf_program).
+    ``attached`` are its attach points as text; ``id`` and ``tag`` are the kernel's, None before the
+    program is loaded (see load_ebpf_program).
     """
 
     handle: EbpfHandle
@@ -81,7 +82,7 @@ class LoadedProgram:
     name: str
     id: int | None
     tag: str | None
-    attached: str | None
+    attached: tuple[str, ...]
 
 
 @dataclass(eq=False, slots=True)
@@ -198,7 +199,7 @@ class EbpfAbstraction:
         """
         loaded = self._get(handle, "detach")
         chosen = [loaded.programs.find(program)] if program else loaded.programs.programs
-        attached = [each for each in chosen if each.attached is not None]
+        attached = [each for each in chosen if each.attached]
         if not attached:
             raise _not_attached("detach", loaded.programs)
         for each in attached:
@@ -223,7 +224,7 @@ class EbpfAbstraction:
         Raises InvalidHandle, NotAttached, MapError.
         """
         loaded = self._get(handle, "read")
-        attached = [each for each in loaded.programs.programs if each.attached is not None]
+        attached = [each for each in loaded.programs.programs if each.attached]
         if not attached:
             raise _not_attached("read", loaded.programs)
         values = _read_values(loaded, attached)
@@ -274,7 +275,7 @@ class EbpfAbstraction:
                     each.spec.name,
                     each.id,
                     each.tag,
-                    str(each.attached.point) if each.attached else None,
+                    tuple(str(attached.point) for attached in each.attached),
                 )
                 for handle, loaded in self._loaded.items()
                 for each in loaded.programs.programs
@@ -375,8 +376,7 @@ def _metric_type(loaded: _Loaded, values: Mapping[str, Any]) -> str:
 
 
 def _metadata(program: Program) -> dict[str, str | int]:
-    attached = program.attached
-    assert attached is not None
+    attached = program.attached[0]
     point = attached.point
     known: dict[str, str | int] = {
         "attach_type": point.kind,

@@ -7,17 +7,20 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from hypermesh_ebpf.errors import HmebpfError, LossSeen
-from hypermesh_ebpf.metrics.sample import End, Loss
+from hypermesh_ebpf.metrics.sample import End, Event, Loss, Sample, Start
 from hypermesh_ebpf.monitors.declaration import Monitor, Options
 from hypermesh_ebpf.output.sink import OutputClosed, Sink, open_sink
-from hypermesh_ebpf.session import Opening, Session
+from hypermesh_ebpf.session import Opening
+
+if TYPE_CHECKING:
+    from hypermesh_ebpf.guard import Guard
 
 # Between two looks at a ring buffer that has records: a storm then costs 50 wake-ups a second,
 # and 20 ms is not a delay that a reader notices.
@@ -39,6 +42,35 @@ class RunOptions:
     rung: str | None = None
     use_cache: bool = True
     verbose: int = 0
+
+
+class Watched(Protocol):
+    """What a run needs of a session."""
+
+    monitor: Monitor
+    options: Options
+    target: str | list[str]
+    start: Start
+
+    @property
+    def rings(self) -> Sequence[HasFileno]:
+        """Buffers that become readable when events come."""
+        ...
+
+    @property
+    def guard(self) -> Guard | None: ...
+
+    def events(self) -> list[Event]: ...
+
+    def read(self) -> Sample: ...
+
+    def close(self) -> None: ...
+
+
+class HasFileno(Protocol):
+    """Something to poll."""
+
+    def fileno(self) -> int: ...
 
 
 class Stop:
@@ -101,8 +133,8 @@ def run_monitor(monitor: Monitor, options: Options, run: RunOptions, stream: Tex
     _complain(monitor, run, lost)
 
 
-def run_programs(open_session: Callable[[], Session], run: RunOptions, stream: TextIO) -> None:
-    """The same for a user's own programs, whose maps are known when they are loaded."""
+def run_programs(open_session: Callable[[], Watched], run: RunOptions, stream: TextIO) -> None:
+    """The same for what is known when it is opened: a user's own programs, or the whole host."""
     with Stop().installed() as stop:
         try:
             session = open_session()
@@ -117,11 +149,11 @@ def run_programs(open_session: Callable[[], Session], run: RunOptions, stream: T
     _complain(session.monitor, run, lost)
 
 
-def _show(session: Session, sink: Sink, run: RunOptions, stop: Stop) -> str | None:
+def _show(session: Watched, sink: Sink, run: RunOptions, stop: Stop) -> str | None:
     """Until the run is over; what was lost."""
     stop.interrupts = False
     try:
-        with session:
+        with closing(session):
             return _Loop(session, sink, run, stop).run()
     finally:
         sink.close()
@@ -162,23 +194,22 @@ def report(run: RunOptions, kind: str, text: str) -> None:
 class _Loop:
     """Samples at fixed times, events as they come, until something ends the run."""
 
-    def __init__(self, session: Session, sink: Sink, run: RunOptions, stop: Stop) -> None:
+    def __init__(self, session: Watched, sink: Sink, run: RunOptions, stop: Stop) -> None:
         self._session, self._sink, self._run, self._stop = session, sink, run, stop
         self._shows_events = session.monitor.events == "always" or run.events
         self._counted = Loss(None, None, None)  # by the kernel, as of the last reading
 
     def run(self) -> str | None:
         """Run to the end; what was lost, in words, or None."""
-        reason = "error"
         try:
             self._sink.start(self._session.start)
-            reason = self._watch()
+            self._end(self._watch())
         except OutputClosed:
-            return self._lost()
+            pass  # nobody reads any more, which is no failure of ours
         except HmebpfError:
-            self._end("error")
+            with suppress(OutputClosed):
+                self._end("error")
             raise
-        self._end(reason)
         return self._lost()
 
     def _watch(self) -> str:

@@ -9,7 +9,6 @@ descriptors (closing the last copy detaches and frees), the ring buffers' mappin
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -17,21 +16,20 @@ from types import TracebackType
 from typing import Any
 
 from hypermesh_ebpf import log, monitors
+from hypermesh_ebpf.attach.hold import Hold
 from hypermesh_ebpf.bpf import maps as bpf_maps
 from hypermesh_ebpf.bpf.maps import Map
-from hypermesh_ebpf.bpf.programs import close_all, read_program_info
+from hypermesh_ebpf.bpf.programs import close_all, close_attachments
 from hypermesh_ebpf.bpf.ring import RingBuffer
-from hypermesh_ebpf.errors import TargetGone, UsageError
-from hypermesh_ebpf.host.interfaces import read_attached
-from hypermesh_ebpf.host.kernel import read_kernel_release
+from hypermesh_ebpf.errors import UsageError
 from hypermesh_ebpf.metrics.rates import Rates
 from hypermesh_ebpf.metrics.sample import Event, Loss, Sample, Start
 from hypermesh_ebpf.monitors.declaration import Monitor, Option, Options
+from hypermesh_ebpf.watching import count_missed, require_attached
 from hypermesh_ebpf.worker import Loaded, LoadedTarget, Report, Worker, unpack_monitor
 
 # A caller who reads samples alone does not make the process grow.
 _MOST_PENDING = 100_000
-_COUNTED_SINCE_6_7 = ("kprobe", "kretprobe", "tracepoint", "perf_event", "uprobe", "uretprobe")
 
 
 def complete_options(monitor: Monitor, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,6 +145,7 @@ class Opening:
                     report("note", line)
             loaded = unpack_monitor(*self._worker.result(self._hold, report))
             undo.callback(close_all, loaded.descriptors())
+            undo.callback(close_attachments, loaded.attachments())
             self._worker.close()
             session = Session(self._monitor, self._options, loaded, self._guard)
             session._stack.push(undo.pop_all().__exit__)
@@ -157,9 +156,10 @@ class Opening:
         from hypermesh_ebpf import ledger
 
         assert self._guard is not None
-        entry = ledger.record(place["ifindex"], place["iface"], place["prog_id"])
+        hold = Hold.from_dict(place, prog_fd)
+        entry = ledger.record(hold)
         try:
-            self._guard.hold(place["ifindex"], prog_fd, str(entry))
+            self._guard.hold(hold, str(entry))
         except BaseException:
             entry.unlink(missing_ok=True)
             raise
@@ -266,40 +266,14 @@ class Session:
         self.close()
 
     def _missed(self) -> int | None:
-        """Runs that the kernel skipped, over all programs; None where it does not tell of all.
-
-        ``recursion_misses`` came with Linux 5.12; kprobes, tracepoints and perf events have
-        counted into it since 6.7 (commit dd8657894c11), which nothing but the version shows.
-        """
         programs = [program for target in self._loaded.targets for program in target.programs]
-        if read_kernel_release().version < (6, 7) and any(
-            program.kind in _COUNTED_SINCE_6_7 for program in programs
-        ):
-            return None
-        counts = [read_program_info(program.fd).missed for program in programs]
-        known = [count for count in counts if count is not None]
-        return sum(known) if len(known) == len(counts) else None
+        return count_missed([(program.kind, program.fd) for program in programs])
 
     def _check_targets(self) -> None:
         for target in self._loaded.targets:
-            if target.ifindex is None:
-                continue
-            try:
-                attached = read_attached(target.ifindex)
-            except OSError as error:
-                raise TargetGone(
-                    f"watch {target.name}",
-                    f"the interface is gone: {os.strerror(error.errno or 0)}",
-                    "start again when it is back",
-                    errno=error.errno,
-                ) from error
-            (program,) = target.programs
-            if all(each.prog_id != program.id for each in attached):
-                raise TargetGone(
-                    f"watch {target.name}",
-                    f"our program (id {program.id}) was taken off or replaced by somebody else",
-                    f"see what is there with `ip -d link show {target.name}`",
-                )
+            if target.ifindex is not None:
+                (program,) = target.programs
+                require_attached(Hold(target.ifindex, target.name, program.id, program.fd))
 
 
 def _open_maps(target: LoadedTarget) -> dict[str, Map]:

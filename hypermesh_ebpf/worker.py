@@ -74,11 +74,14 @@ class Loaded:
     degraded: Degraded | None
     attached_at: float
 
+    def attachments(self) -> list[int]:
+        """The descriptors that keep programs attached."""
+        return [fd for target in self.targets for fd in target.attachments]
+
     def descriptors(self) -> list[int]:
-        """All of them, attachments first, so that closing in order detaches before it frees."""
-        first = [fd for target in self.targets for fd in target.attachments]
+        """Those of programs and maps."""
         programs = [program.fd for target in self.targets for program in target.programs]
-        return first + programs + [fd for target in self.targets for _spec, fd in target.maps]
+        return programs + [fd for target in self.targets for _spec, fd in target.maps]
 
 
 Hold = Callable[[Mapping[str, Any], int], None]

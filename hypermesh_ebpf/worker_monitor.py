@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hypermesh_ebpf import monitors
+from hypermesh_ebpf.attach import attach
+from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf.libbpf import BPF_ANY, check, libbpf
 from hypermesh_ebpf.bpf.programs import create_map, load_program, read_program_info
 from hypermesh_ebpf.errors import (
@@ -190,33 +192,26 @@ class _Load:
         for (hook, resolved), fd, program in zip(
             hooks, target.program_fds, target.programs, strict=True
         ):
-            if hook.kind == "xdp":
-                self._attach_xdp(target, fd, program["id"])
-                continue
-            from hypermesh_ebpf.attach import tracing
-
             if hook.kind == "tracepoint":
                 from hypermesh_ebpf.host.filesystems import enter_private_mounts
 
                 enter_private_mounts()
-            target.attachments.append(tracing.attach(hook.kind, resolved, fd))
-            self._hooks[f"{hook.kind}:{resolved}"] = None
+            made = attach(
+                self._point(hook, resolved, target.name),
+                fd,
+                program["id"],
+                lambda hold: self._talk.hold(asdict(hold), hold.prog_fd),
+            )
+            target.attachments += made.descriptors
+            self._hooks[made.hook] = None
+            if made.ifindex is not None:
+                target.ifindex = made.ifindex
+            if made.note:
+                self._talk.note(made.note)
 
-    def _attach_xdp(self, target: _Target, fd: int, prog_id: int) -> None:
-        from hypermesh_ebpf.attach import xdp
-
-        target.ifindex = xdp.find_interface(target.name)
-        place = {"ifindex": target.ifindex, "iface": target.name, "prog_id": prog_id}
-        self._talk.hold(place, fd)
-        attached = xdp.attach(
-            fd,
-            prog_id,
-            target.name,
-            self._options["mode"],
-            self._options["replace"],
-            ifindex=target.ifindex,
-        )
-        self._hooks[f"xdp:{attached.mode}"] = None
-        if attached.fallback:
-            note = f"{target.name}: native XDP refused ({attached.fallback}), generic taken"
-            self._talk.note(note)
+    def _point(self, hook: Hook, resolved: str, target: str) -> EbpfAttachType:
+        """Where a hook is: the interface of an XDP program comes from the user."""
+        if hook.kind != "xdp":
+            return EbpfAttachType.make(hook.kind, resolved)
+        mode, replace_ = self._options["mode"], self._options["replace"]
+        return EbpfAttachType.xdp(target, mode=mode, replace=replace_)

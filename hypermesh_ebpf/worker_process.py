@@ -7,7 +7,7 @@ listens to, 0 for none); :mod:`worker_monitor` and :mod:`worker_programs` say wh
     {"do": "monitor", ...}   choose the rung, build, load and attach a bundled monitor
     {"do": "load", ...}      a user's own source becomes maps and programs
     {"do": "attach", ...}    loaded programs are attached
-    {"do": "chain", ...}     several programs become one, which is attached or swapped in
+    {"do": "swap", ...}      another program takes the place of one of ours
 
 The answer is any number of ``progress``, ``note`` and ``log`` messages, ``hold`` before each attach
 that outlives its maker (answered by ``held``), and at last ``done`` or ``error``.

@@ -7,7 +7,8 @@ Requests, beside "do" and "log":
     source's bytes.
 ``attach``: {"point", "pinnable", "program": {...}}; the descriptor of the program if it is loaded,
     else those of its maps, from which it is loaded now.
-``chain``: {"point", "members": [{...}], "old": place or null}; for each member the same.
+``swap``: {"point", "hold": the place that the guard knows, or null}; the descriptors of the old
+    program, of the new one, and of the links that hold the place, if links do.
 
 A program is told as {"spec": {...}, "license", "fd": whether it is loaded, "maps": how many
 descriptors of maps come}.
@@ -15,7 +16,6 @@ descriptors of maps come}.
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from hypermesh_ebpf import log
+from hypermesh_ebpf.attach.hold import Hold
 from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf.programs import load_program, read_program_info
-from hypermesh_ebpf.bpf.spec import MapSpec, ProgramSpec
+from hypermesh_ebpf.bpf.spec import ProgramSpec, pack_program, unpack_program
 from hypermesh_ebpf.host.hooks import require_hook
 from hypermesh_ebpf.host.kernel_btf import function_btf_id
 from hypermesh_ebpf.image.image import Image, LoadedSource
@@ -34,18 +35,6 @@ from hypermesh_ebpf.worker_process import Talk
 
 _BY_BTF_ID = {"fentry": "", "fexit": "", "lsm": "bpf_lsm_"}
 _NEED_TRACEFS = ("tracepoint", "kprobe", "kretprobe", "uprobe", "uretprobe", "usdt")
-
-
-def pack_program(spec: ProgramSpec) -> dict[str, Any]:
-    """The program as plain data, for a message."""
-    return {**asdict(spec), "instructions": base64.b64encode(spec.instructions).decode()}
-
-
-def unpack_program(data: Mapping[str, Any]) -> ProgramSpec:
-    """The program that :func:`pack_program` told."""
-    refs = tuple((offset, index) for offset, index in data["map_refs"])
-    code = base64.b64decode(data["instructions"])
-    return ProgramSpec(**{**data, "instructions": code, "map_refs": refs})
 
 
 def _load(talk: Talk, request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
@@ -71,7 +60,10 @@ def _load(talk: Talk, request: Mapping[str, Any], descriptors: Sequence[int]) ->
             "license": loaded.license,
             "maps": [asdict(spec) for spec, _fd in loaded.maps],
             "programs": programs,
+            "tail_called": loaded.tail_called,
         }
+        for note in loaded.notes:
+            talk.note(note)
         talk.done(answer, maps + fds)
 
 
@@ -203,8 +195,18 @@ def _answer(talk: Talk, known: Mapping[str, Any], made: Any, descriptors: list[i
     talk.done(answer, descriptors)
 
 
+def _swap(talk: Talk, request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
+    """Another program takes the place of one of ours, in one step."""
+    from hypermesh_ebpf.attach import swap
+
+    old_fd, new_fd, *links = descriptors
+    held = Hold.from_dict(request["hold"], old_fd) if request["hold"] else None
+    swap.replace(EbpfAttachType.parse(request["point"]), old_fd, new_fd, held, links)
+    talk.done({}, [])
+
+
 SERVERS: dict[str, Callable[[Talk, Mapping[str, Any], Sequence[int]], None]] = {
     "load": _load,
     "attach": _attach,
+    "swap": _swap,
 }
-

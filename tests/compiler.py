@@ -60,6 +60,43 @@ def compile_text(text: str, btf: str | None = None) -> Image:
     return Image.from_bytes(done.stdout.encode())
 
 
+_USER_COMPILER = """
+import json, os, sys
+from pathlib import Path
+from hypermesh_ebpf.errors import HmebpfError
+from hypermesh_ebpf.image.source import build_user_image
+path, use_cache, *flags = sys.argv[1:]
+told = []
+try:
+    text = Path(path).read_text(errors="surrogateescape")
+    image = build_user_image(Path(path), text, flags, use_cache == "1", told.append, told.append)
+except HmebpfError as error:
+    print(json.dumps(error.as_dict()))
+else:
+    print(json.dumps({"told": told, "image": image.to_bytes().decode()}))
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def build_user_file(
+    path: Path, *flags: str, use_cache: bool = False, env: dict[str, str] | None = None
+) -> tuple[Image, list[str]]:
+    """The image of a user's file for BCC, and what was told meanwhile.  Raises what it raised."""
+    done = subprocess.run(
+        [sys.executable, "-c", _USER_COMPILER, str(path), str(int(use_cache)), *flags],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        timeout=_PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    if "class" in said:
+        raise from_dict(said)
+    return Image.from_bytes(said["image"].encode()), said["told"]
+
+
 def copy_project(folder: Path) -> Path:
     """A copy of what runs, to be broken: started with this as the working directory, it is used."""
     for name in ("hypermesh_ebpf", "bpf_c"):

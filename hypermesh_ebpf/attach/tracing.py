@@ -1,4 +1,4 @@
-"""kprobes, tracepoints, raw tracepoints, fentry and fexit: attach through libbcc; close to detach.
+"""kprobes, tracepoints, raw tracepoints, fentry, fexit and LSM hooks: attach through libbcc.
 
 Each attachment is a descriptor - of a perf event or of a BPF link - and ends with its last copy:
 nothing is left in kprobe_events, whatever becomes of the process.  libbcc makes perf events through
@@ -12,7 +12,14 @@ import errno
 from collections.abc import Callable
 from typing import Any
 
-from hypermesh_ebpf.errors import AttachError, MissingPrivilege, describe_errno
+from hypermesh_ebpf.errors import (
+    AttachError,
+    HmebpfError,
+    HookUnsupported,
+    MissingPrivilege,
+    describe_errno,
+)
+from hypermesh_ebpf.host import filesystems, trials
 from hypermesh_ebpf.libbcc import capture_stderr, libbcc
 
 _ENTRY, _RETURN = 0, 1  # enum bpf_probe_attach_type of libbcc
@@ -21,22 +28,66 @@ _ENTRY, _RETURN = 0, 1  # enum bpf_probe_attach_type of libbcc
 def attach(kind: str, target: str, prog_fd: int) -> int:
     """Attach a loaded program at a resolved target; the descriptor that keeps it attached.
 
-    ``target`` is a function's name for kprobe and kretprobe, "category:name" for tracepoint, a name
-    for raw_tracepoint; fentry and fexit have theirs in the program.  Raises AttachError,
-    MissingPrivilege.
+    ``target`` is a function's name for kprobe and kretprobe, with "+offset" if need be,
+    "category:name" for tracepoint, a name for raw_tracepoint; fentry, fexit and lsm have theirs in
+    the program.  Raises AttachError, MissingPrivilege.
     """
-    what = f"attach {kind} to {target}"
-    fd, said = capture_stderr(_CALLS[kind](libbcc(), target, prog_fd))
+    return call(f"attach {kind} to {target}", _CALLS[kind](libbcc(), target, prog_fd))
+
+
+def call(what: str, attach_it: Callable[[], int]) -> int:
+    """What one of libbcc's functions gives: a descriptor.  Raises AttachError, MissingPrivilege."""
+    ct.set_errno(0)
+    fd, said = capture_stderr(attach_it)
     if fd >= 0:
         return int(fd)
-    number = ct.get_errno()
+    raise refusal(what, ct.get_errno(), said)
+
+
+def refusal(what: str, number: int, said: str = "") -> HmebpfError:
+    """The kernel's no, in its number and libbcc's words."""
+    if "create_probe_event" in said:
+        # Refused a perf event, libbcc tried the files of tracefs: the first no is the true one.
+        source = "uprobe" if "uprobe_events" in said else "kprobe"
+        asked = trials.refuse_probe(source, is_return=False).errno
+        number = asked if asked in (errno.EPERM, errno.EACCES) else number
     cause = describe_errno(number) if number else "libbcc gave no reason"
     lines = [line for line in said.strip().splitlines() if line]
     if lines:
         cause += f" ({lines[-1]})"
     if number in (errno.EPERM, errno.EACCES):
-        raise MissingPrivilege(what, cause, "run as root; see `hmebpf check-system`", errno=number)
-    raise AttachError(what, cause, "see `hmebpf check-system`", errno=number, details=said or None)
+        return MissingPrivilege(what, cause, "run as root; see `hmebpf check-system`", errno=number)
+    return AttachError(what, cause, "see `hmebpf check-system`", errno=number, details=said or None)
+
+
+def attach_link(kind: str, target: str, prog_fd: int) -> int:
+    """As :func:`attach`, by a link, which can be pinned.
+
+    Raises HookUnsupported before Linux 5.15 where the hook is a perf event.
+    """
+    if kind not in ("tracepoint", "kprobe", "kretprobe"):
+        return attach(kind, target, prog_fd)  # these are links already
+    from hypermesh_ebpf.attach import perf_event
+
+    what = f"attach {kind} to {target}"
+    if kind == "tracepoint":
+        number = filesystems.tracepoint_id(target)
+        if number is None:
+            raise HookUnsupported(what, f"this kernel has no tracepoint {target}")
+        return perf_event.link(what, prog_fd, perf_event.TRACEPOINT, number)
+    source = trials.event_source("kprobe")
+    if source is None:
+        raise HookUnsupported(what, "this kernel has no kprobe events (Linux 4.17)")
+    function, offset = split_offset(target)
+    name = ct.create_string_buffer(function.encode())
+    config = 1 << trials.return_bit("kprobe") if kind == "kretprobe" else 0
+    return perf_event.link(what, prog_fd, source, config, ct.addressof(name), offset)
+
+
+def split_offset(target: str) -> tuple[str, int]:
+    """ "do_unlinkat+4" as name and number."""
+    name, _, offset = target.partition("+")
+    return name, int(offset, 0) if offset else 0
 
 
 def _tracepoint(lib: Any, target: str, prog_fd: int) -> Callable[[], int]:
@@ -45,12 +96,14 @@ def _tracepoint(lib: Any, target: str, prog_fd: int) -> Callable[[], int]:
 
 
 def _raw_tracepoint(lib: Any, target: str, prog_fd: int) -> Callable[[], int]:
-    return lambda: lib.bpf_attach_raw_tracepoint(prog_fd, target.encode())
+    name = target.rpartition(":")[2]
+    return lambda: lib.bpf_attach_raw_tracepoint(prog_fd, name.encode())
 
 
 def _kprobe(lib: Any, target: str, prog_fd: int) -> Callable[[], int]:
-    name = f"hmebpf_{target}".encode()
-    return lambda: lib.bpf_attach_kprobe(prog_fd, _ENTRY, name, target.encode(), 0, 0)
+    function, offset = split_offset(target)
+    name = f"hmebpf_{function}".encode()
+    return lambda: lib.bpf_attach_kprobe(prog_fd, _ENTRY, name, function.encode(), offset, 0)
 
 
 def _kretprobe(lib: Any, target: str, prog_fd: int) -> Callable[[], int]:
@@ -62,6 +115,10 @@ def _trampoline(lib: Any, target: str, prog_fd: int) -> Callable[[], int]:
     return lambda: lib.bpf_attach_kfunc(prog_fd)
 
 
+def _lsm(lib: Any, target: str, prog_fd: int) -> Callable[[], int]:
+    return lambda: lib.bpf_attach_lsm(prog_fd)
+
+
 _CALLS: dict[str, Callable[[Any, str, int], Callable[[], int]]] = {
     "tracepoint": _tracepoint,
     "raw_tracepoint": _raw_tracepoint,
@@ -69,4 +126,5 @@ _CALLS: dict[str, Callable[[Any, str, int], Callable[[], int]]] = {
     "kretprobe": _kretprobe,
     "fentry": _trampoline,
     "fexit": _trampoline,
+    "lsm": _lsm,
 }

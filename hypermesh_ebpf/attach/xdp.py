@@ -1,4 +1,4 @@
-"""XDP: attach a program to a network interface through netlink, by pyroute2.
+"""XDP: attach a program to a network interface through netlink, by pyroute2, or by a kernel link.
 
 Needs Linux 5.7 (IFLA_XDP_EXPECTED_FD, commit 92234c8f15c8) and CAP_NET_ADMIN.  A netlink
 attachment belongs to nobody and outlives its owner: :mod:`hypermesh_ebpf.guard` holds the program
@@ -13,24 +13,21 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from hypermesh_ebpf.attach import links
+from hypermesh_ebpf.attach.route import Refused, ask, common_refusal, open_route
 from hypermesh_ebpf.bpf.libbpf import check, libbpf
 from hypermesh_ebpf.errors import (
     AttachError,
     HmebpfError,
     InterfaceBusy,
-    InterfaceNotFound,
-    MissingDependency,
     MissingPrivilege,
-    TargetGone,
     UsageError,
     describe_errno,
 )
+from hypermesh_ebpf.host.targets import find_interface as find_interface
 
 _NOEXIST, _REPLACE = 1, 16  # XDP_FLAGS_UPDATE_IF_NOEXIST, XDP_FLAGS_REPLACE
 _MODE_FLAGS = {"generic": 2, "native": 4, "offloaded": 8}
@@ -39,7 +36,6 @@ _MODE_ATTRIBUTES = {
     "generic": "IFLA_XDP_SKB_PROG_ID",
     "offloaded": "IFLA_XDP_HW_PROG_ID",
 }
-_NAMES_SHOWN = 12
 _PINS_SEARCHED = 1000
 
 
@@ -48,7 +44,7 @@ class XdpAttachment:
     """A program of ours on an interface.
 
     ``mode`` is "native" or "generic"; ``fallback`` says, in the kernel's words, why native was not
-    taken where it was tried.
+    taken where it was tried.  ``link`` is the kernel link's descriptor, -1 where there is none.
     """
 
     iface: str
@@ -56,6 +52,7 @@ class XdpAttachment:
     mode: str
     prog_id: int
     fallback: str | None
+    link: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,42 +63,13 @@ class XdpOccupant:
     prog_id: int
 
 
-class _Refused(Exception):
-    """The kernel's no to a netlink request."""
-
-    def __init__(self, number: int, words: str) -> None:
-        self.words = describe_errno(number, words)
-        self.errno = number
-        super().__init__(self.words)
-
-
-def find_interface(name: str) -> int:
-    """The ifindex of a network interface.  Raises InterfaceNotFound, naming those that exist."""
-    try:
-        return socket.if_nametoindex(name)
-    except (OSError, ValueError) as error:
-        import difflib
-
-        names = [found for _, found in socket.if_nameindex()]
-        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        names = close + [other for other in names if other not in close]
-        more = len(names) - _NAMES_SHOWN
-        remedy = "interfaces here: " + ", ".join(names[:_NAMES_SHOWN])
-        raise InterfaceNotFound(
-            f"find interface {name!r}",
-            "no such interface in this network namespace",
-            f"{remedy} and {more} more (`ip -br link`)" if more > 0 else remedy,
-            errno=errno.ENODEV,
-        ) from error
-
-
 def current(iface: str) -> tuple[XdpOccupant, ...]:
     """What is attached to an interface now: nothing, or one program, or one and an offloaded one.
 
     Raises InterfaceNotFound, TargetGone.
     """
     ifindex = find_interface(iface)
-    with _netlink(f"look at xdp on {iface}") as route:
+    with open_route(f"look at xdp on {iface}") as route:
         return _occupants(route, ifindex)
 
 
@@ -113,6 +81,7 @@ def attach(
     replace: bool = False,
     *,
     ifindex: int | None = None,
+    link: bool = False,
 ) -> XdpAttachment:
     """Attach an XDP program to an interface.
 
@@ -121,26 +90,53 @@ def attach(
 
     ``mode`` "auto" takes native where the driver has it, else generic.  ``replace`` takes the place
     of another program in one step, in the mode that it had unless another one is asked for; without
-    it nobody's program is touched.  Raises InterfaceNotFound, InterfaceBusy, MissingPrivilege,
-    TargetGone, AttachError, UsageError.
+    it nobody's program is touched.
+
+    ``link`` attaches by a kernel link (Linux 5.9), which ends with its last descriptor or pin; it
+    cannot take another program's place, and nobody can take it off but who holds it.
+
+    Raises InterfaceNotFound, InterfaceBusy, MissingPrivilege, TargetGone, AttachError, UsageError.
     """
     if mode not in ("auto", "native", "generic"):
         raise UsageError(f"attach xdp in mode {mode!r}", "modes are auto, native and generic")
     if ifindex is None:
         ifindex = find_interface(iface)
-    with _netlink(f"attach xdp to {iface}") as route:
-        place = _Place(route, iface, ifindex, prog_fd)
-        fallback = None
+    with open_route(f"attach xdp to {iface}") as route:
+        place = _Place(route, iface, ifindex, prog_fd, link)
         occupant = _occupant(route, ifindex)
-        if occupant and replace:
+        if occupant and replace and not link:
             taken = place.swap(occupant, mode)
+            fallback = None
             if mode == "auto" and taken != "native":
                 fallback = f"the program replaced ran in {taken} mode"
-        elif mode == "auto":
-            taken, fallback = place.take_best()
+            return XdpAttachment(iface, ifindex, taken, prog_id, fallback)
+        if mode == "auto":
+            taken, fallback, made = place.take_best()
         else:
-            taken = place.take(mode)
-        return XdpAttachment(iface, ifindex, taken, prog_id, fallback)
+            taken, fallback, made = mode, None, place.take(mode)
+        return XdpAttachment(iface, ifindex, taken, prog_id, fallback, made)
+
+
+def swap(iface: str, ifindex: int, old_id: int, old_fd: int, new_fd: int) -> str:
+    """Put another program in the place of ours, in its mode, with no packet in between; the mode.
+
+    Raises AttachError where ours is not there any more, TargetGone, MissingPrivilege.
+    """
+    what = f"swap xdp program {old_id} on {iface}"
+    with open_route(what) as route:
+        modes = [each.mode for each in _occupants(route, ifindex) if each.prog_id == old_id]
+        if not modes:
+            raise AttachError(
+                what,
+                "our program was taken off or replaced by somebody else",
+                f"see what is there with `hmebpf list --iface {iface}`",
+            )
+        try:
+            _set_xdp(route, ifindex, new_fd, modes[0], expected=old_fd)
+        except Refused as refused:
+            error = common_refusal(what, refused)
+            raise error or AttachError(what, refused.words, errno=refused.errno) from refused
+        return modes[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,28 +147,37 @@ class _Place:
     iface: str
     ifindex: int
     prog_fd: int
+    by_link: bool = False
 
-    def take(self, mode: str) -> str:
-        """Attach in one mode where nothing is attached; the mode."""
-        try:
+    def _put(self, mode: str) -> int:
+        """Attach where nothing is attached; the link's descriptor or -1.  Raises Refused."""
+        if not self.by_link:
             # "Expecting nothing" besides NOEXIST: a kernel too old to take exactly our program off
             # again does not know REPLACE either and refuses.
             _set_xdp(self.route, self.ifindex, self.prog_fd, mode, _NOEXIST, expected=-1)
-        except _Refused as refused:
-            raise self.refusal(refused, mode) from refused
-        return mode
-
-    def take_best(self) -> tuple[str, str | None]:
-        """Attach in native mode or else in generic mode; the mode and why not native."""
+            return -1
         try:
-            _set_xdp(self.route, self.ifindex, self.prog_fd, "native", _NOEXIST, expected=-1)
-            return "native", None
-        except _Refused as refused:
+            return links.create_link(self.prog_fd, self.ifindex, links.XDP, _MODE_FLAGS[mode])
+        except OSError as error:  # without the kernel's words: bpf(2) has no place for them
+            raise Refused(error.errno or 0, "") from error
+
+    def take(self, mode: str) -> int:
+        """Attach in one mode where nothing is attached; the link's descriptor or -1."""
+        try:
+            return self._put(mode)
+        except Refused as refused:
+            raise self.refusal(refused, mode) from refused
+
+    def take_best(self) -> tuple[str, str | None, int]:
+        """Attach in native mode or else in generic mode; the mode, why not native, the link."""
+        try:
+            return "native", None, self._put("native")
+        except Refused as refused:
             error = self.refusal(refused, "native")
             if type(error) is not AttachError or refused.errno == errno.EBADF:
                 raise error from refused
             try:
-                return self.take("generic"), refused.words
+                return "generic", refused.words, self.take("generic")
             except AttachError as generic:
                 if type(generic) is AttachError:
                     generic.cause = f"{generic.cause}; in native mode: {refused.words}"
@@ -190,32 +195,26 @@ class _Place:
             # The kernel has no single step from one mode to the other.
             _set_xdp(self.route, self.ifindex, -1, occupant.mode, expected=theirs)
             try:
-                return self.take(wanted)
+                self.take(wanted)
+                return wanted
             except HmebpfError:
                 _set_xdp(self.route, self.ifindex, theirs, occupant.mode, expected=-1)
                 raise
-        except _Refused as refused:
+        except Refused as refused:
             raise self.refusal(refused, wanted) from refused
         finally:
             os.close(theirs)
 
-    def refusal(self, refused: _Refused, mode: str) -> HmebpfError:
+    def refusal(self, refused: Refused, mode: str) -> HmebpfError:
         """The kernel's no, as an error that says what to do."""
         what = f"attach xdp to {self.iface}"
         number, words = refused.errno, refused.words
-        if number in (errno.EPERM, errno.EACCES):
-            return MissingPrivilege(
-                what,
-                f"{words}: CAP_NET_ADMIN is missing",
-                "run it as root, or give the process CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON",
-                errno=number,
-            )
-        if number == errno.ENODEV:
-            return TargetGone(what, words, "see what is there with `ip -br link`", errno=number)
+        if error := common_refusal(what, refused):
+            return error
         if number in (errno.EBUSY, errno.EEXIST):
             try:
                 occupant = _occupant(self.route, self.ifindex)
-            except _Refused as gone:
+            except Refused as gone:
                 return self.refusal(gone, mode)
             if occupant:
                 return self.busy(occupant, number)
@@ -229,16 +228,20 @@ class _Place:
             if number == errno.ERANGE:
                 remedy = f"lower the MTU (`ip link set {self.iface} mtu 1500`), or {remedy}"
         elif number == errno.EINVAL and words == describe_errno(number):
-            remedy = "attaching XDP through netlink needs Linux 5.7 or newer: see `uname -r`"
+            way = "by a link needs Linux 5.9" if self.by_link else "through netlink needs Linux 5.7"
+            remedy = f"attaching XDP {way} or newer: see `uname -r`"
         return AttachError(f"{what} in {mode} mode", words, remedy, errno=number)
 
     def busy(self, occupant: XdpOccupant, number: int) -> InterfaceBusy:
         """The error that names the program that is in the way."""
         program = _describe_program(occupant.prog_id)
-        see = f"see it with `ip -d link show {self.iface}`"
+        see = f"see it with `hmebpf list --iface {self.iface}`"
         if self.held_by_link(occupant.mode):
             cause = f"another program ({program}) is attached by a kernel link"
             remedy = f"{see}; only the process that holds the link, or its pin, can take it off"
+        elif self.by_link:
+            cause = f"another program ({program}) is attached, whose place no link can take"
+            remedy = f"{see}; attach without a link to take it over with --replace"
         else:
             cause = f"another program ({program}) is attached"
             remedy = f"{see}; take it over with --replace"
@@ -252,54 +255,25 @@ class _Place:
         """
         try:
             _set_xdp(self.route, self.ifindex, -1, mode, expected=self.prog_fd)
-        except _Refused as refused:
+        except Refused as refused:
             return refused.errno == errno.EBUSY
         return False
-
-
-@contextmanager
-def _netlink(what: str) -> Iterator[Any]:
-    """A route netlink socket, and the boundary at which refusals nobody explained become errors."""
-    try:
-        from pyroute2 import IPRoute  # 200 ms
-    except ImportError as error:
-        raise MissingDependency(
-            what, str(error), "install it with `python3 -m pip install pyroute2`"
-        ) from error
-    try:
-        with IPRoute(ext_ack=True) as route:
-            yield route
-    except _Refused as refused:
-        kind = TargetGone if refused.errno == errno.ENODEV else AttachError
-        raise kind(what, refused.words, errno=refused.errno) from refused
-    except OSError as error:
-        raise AttachError(what, str(error), errno=error.errno) from error
 
 
 def _set_xdp(
     route: Any, ifindex: int, prog_fd: int, mode: str, flags: int = 0, *, expected: int
 ) -> None:
-    """Put a program (-1: none) where the expected one (-1: none) is.  Raises _Refused."""
-    from pyroute2.netlink.exceptions import NetlinkError
-
+    """Put a program (-1: none) where the expected one (-1: none) is.  Raises Refused."""
     attributes = [
         ("IFLA_XDP_FD", prog_fd),
         ("IFLA_XDP_FLAGS", _MODE_FLAGS[mode] | _REPLACE | flags),
         ("IFLA_XDP_EXPECTED_FD", expected),
     ]
-    try:
-        route.link("set", index=ifindex, xdp={"attrs": attributes})
-    except NetlinkError as error:
-        raise _Refused(error.code, str(error.args[1])) from error
+    ask(route.link, "set", index=ifindex, xdp={"attrs": attributes})
 
 
 def _occupants(route: Any, ifindex: int) -> tuple[XdpOccupant, ...]:
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    try:
-        (link,) = route.get_links(ifindex)
-    except NetlinkError as error:
-        raise _Refused(error.code, str(error.args[1])) from error
+    (link,) = ask(route.get_links, ifindex)
     xdp = link.get_attr("IFLA_XDP")
     ids = {mode: xdp.get_attr(name) for mode, name in _MODE_ATTRIBUTES.items()} if xdp else {}
     return tuple(XdpOccupant(mode, prog_id) for mode, prog_id in ids.items() if prog_id)

@@ -1,29 +1,45 @@
-"""Reading maps: all entries in as few system calls as the kernel allows, decoded in one go.
-
-Batched lookups exist since Linux 5.6 (per-CPU arrays since 5.13); what has none is read entry by
-entry.
-"""
+"""Maps by descriptor: a monitor's own, decoded fast, and any other map with its types."""
 
 from __future__ import annotations
 
 import ctypes as ct
-import errno
 import struct
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable
+from itertools import takewhile
 from typing import Any
 
+from hypermesh_ebpf.bpf import map_types
 from hypermesh_ebpf.bpf.layout import parse_layout
-from hypermesh_ebpf.bpf.libbpf import BPF_ANY, check, libbpf, possible_cpus
+from hypermesh_ebpf.bpf.libbpf import BPF_ANY, check, libbpf
+from hypermesh_ebpf.bpf.map_reader import MapReader, map_error
+from hypermesh_ebpf.bpf.map_types import (
+    ARRAY,
+    HASH,
+    LRU_HASH,
+    LRU_PERCPU_HASH,
+    PERCPU_ARRAY,
+    PERCPU_HASH,
+    RINGBUF,
+)
 from hypermesh_ebpf.bpf.spec import MapSpec
-from hypermesh_ebpf.errors import MapError, describe_errno
+from hypermesh_ebpf.bpf.types import describe, flatten, is_number, parse_type
+from hypermesh_ebpf.errors import MapError, MissingBtf, describe_errno
 
-# BPF_MAP_TYPE_* (include/uapi/linux/bpf.h)
-HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, LRU_PERCPU_HASH = 1, 2, 5, 6, 9, 10
-RINGBUF = 27
-_PER_CPU = (PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH)
-_ARRAYS = (ARRAY, PERCPU_ARRAY)
-_ENOTSUPP = 524  # the kernel's own; libc has no name for it
-_CHUNK = 4096
+__all__ = [
+    "ARRAY",
+    "HASH",
+    "LRU_HASH",
+    "LRU_PERCPU_HASH",
+    "PERCPU_ARRAY",
+    "PERCPU_HASH",
+    "RINGBUF",
+    "Map",
+    "TypedMap",
+    "name_key",
+    "read_map_spec",
+    "read_numbers",
+]
 
 
 class Map:
@@ -34,33 +50,18 @@ class Map:
 
     def __init__(self, spec: MapSpec, fd: int) -> None:
         self.spec, self.fd = spec, fd
+        self.reader = MapReader(spec, fd)
         self._key = parse_layout(spec.key_desc, spec.key_size)
         self._value = parse_layout(spec.value_desc, spec.value_size)
-        self._per_cpu = spec.type in _PER_CPU
-        # The kernel rounds each CPU's value up to 8 bytes, on a machine with one CPU, too.
-        padding = -spec.value_size % 8 if self._per_cpu else 0
-        self._copies = possible_cpus() if self._per_cpu else 1
-        self._stride = (spec.value_size + padding) * self._copies
-        self._batched = True
 
     def items(self) -> list[tuple[Any, Any]]:
         """All (key, value) pairs, per-CPU values summed.  Raises MapError."""
-        keys, values = self.read_raw()
-        return list(zip(self._key.decode_all(keys), self._decode_values(values), strict=True))
-
-    def read_raw(self) -> tuple[memoryview, memoryview]:
-        """The bytes of all keys and of all values (every CPU's), in the same order."""
-        if self._batched:
-            try:
-                return self._read_batched()
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, _ENOTSUPP, errno.EOPNOTSUPP):
-                    raise self._error("read", error) from error
-                self._batched = False
-        try:
-            return self._read_singly()
-        except OSError as error:
-            raise self._error("read", error) from error
+        raw = self.reader.read()
+        if self.spec.type in map_types.PER_CPU:
+            values = self._value.decode_sums(raw.values, self.reader.copies)
+        else:
+            values = self._value.decode_all(raw.values)
+        return list(zip(self._key.decode_all(raw.keys), values, strict=True))
 
     def write(self, key: int, value: bytes) -> None:
         """Set one entry of an array.  Raises MapError; ValueError for a value of the wrong size."""
@@ -70,83 +71,138 @@ class Map:
         try:
             check(libbpf().bpf_map_update_elem(self.fd, raw, value, BPF_ANY))
         except OSError as error:
-            raise self._error("write", error) from error
+            raise map_error("write", self.spec, error) from error
 
-    def _decode_values(self, raw: memoryview) -> Iterator[Any]:
-        if self._per_cpu:
-            return self._value.decode_sums(raw, self._copies)
-        return self._value.decode_all(raw)
 
-    def _read_batched(self) -> tuple[memoryview, memoryview]:
-        """BPF_MAP_LOOKUP_BATCH until the kernel says ENOENT.
+class TypedMap:
+    """Any map, by descriptor, its keys and values decoded by the types in its specification.
 
-        ENOSPC means that one hash bucket did not fit into what was left of the buffer: try wider.
+    ``readable`` tells whether it has entries to show, ``reason`` why it has none: events, a queue.
+    ``refers_to``: the values are not the program's data but ids of a "program", "map" or "socket".
+    ``left_out``: how many entries the limit of the last reading left out, None if there were some
+    and nobody knows how many.  Does not own the descriptor.
+    """
+
+    def __init__(self, spec: MapSpec, fd: int) -> None:
+        self.spec, self.fd = spec, fd
+        self.reason = map_types.UNREADABLE.get(spec.type)
+        self.readable = self.reason is None
+        self.refers_to = map_types.REFERS_TO.get(spec.type)
+        self.key = parse_type(map_types.describe_key(spec), spec.key_size)
+        self.value = parse_type(map_types.describe_value(spec), spec.value_size)
+        self.left_out: int | None = 0
+        self._reader = MapReader(spec, fd)
+
+    @property
+    def single(self) -> bool:
+        """True for an array of one entry: a program's globals, or a structure of counters."""
+        return self.spec.type in map_types.FULL and self.spec.max_entries == 1
+
+    def entries(self, limit: int | None = None) -> list[tuple[Any, Any]]:
+        """All (key, value) pairs, or the first ``limit``; see ``left_out``.  Raises MapError.
+
+        Per-CPU values are added up; what is no number is a list of every CPU's unless it is the
+        same on all.  Stack traces end with their last address.  Empty unless ``readable``.
         """
-        lookup, key_size, stride = libbpf().bpf_map_lookup_batch, self.spec.key_size, self._stride
-        token, position = ct.create_string_buffer(max(key_size, 8)), None
-        room = min(self.spec.max_entries, _CHUNK)
-        keys, values, read = bytearray(), bytearray(), 0
-        while True:
-            _resize(keys, (read + room) * key_size)
-            _resize(values, (read + room) * stride)
-            count = ct.c_uint32(room)
-            key_at = ct.addressof(ct.c_char.from_buffer(keys, read * key_size))
-            value_at = ct.addressof(ct.c_char.from_buffer(values, read * stride))
-            result = lookup(self.fd, position, token, key_at, value_at, ct.byref(count), None)
-            number = ct.get_errno() if result < 0 else 0
-            if number == errno.ENOSPC:
-                room *= 2
-                continue
-            if number not in (0, errno.ENOENT):
-                raise OSError(number, "bpf_map_lookup_batch")
-            read += count.value
-            if number == errno.ENOENT:
-                break
-            position = token
-        return memoryview(keys)[: read * key_size], memoryview(values)[: read * stride]
+        self.left_out = 0
+        if not self.readable:
+            return []
+        raw = self._reader.read(limit)
+        self.left_out = raw.left_out
+        stride, copies = self._reader.stride, self._reader.copies
+        if self.spec.type in map_types.PER_CPU:
+            values = self.value.decode_sums(raw.values, stride, copies)
+        else:
+            values = self.value.decode_all(raw.values, stride)
+        pairs = zip(self.key.decode_all(raw.keys), values, strict=True)
+        if self.spec.type == map_types.STACK_TRACE:
+            return [(key, list(takewhile(_is_frame, frames))) for key, frames in pairs]
+        return list(pairs)
 
-    def _read_singly(self) -> tuple[memoryview, memoryview]:
-        """One lookup for each key; an entry deleted meanwhile is left out."""
-        keys, values = bytearray(), bytearray()
-        value = ct.create_string_buffer(self._stride)
-        for key in self._each_key():
-            if libbpf().bpf_map_lookup_elem(self.fd, key, value) < 0:
-                if ct.get_errno() != errno.ENOENT:
-                    raise OSError(ct.get_errno(), "bpf_map_lookup_elem")
-                continue
-            keys += key
-            values += value.raw
-        return memoryview(keys), memoryview(values)
+    def numbers(self, limit: int | None = None) -> dict[str, int | float]:
+        """Every number in the values, under a name, for metrics.  Raises MapError.
 
-    def _each_key(self) -> Iterator[bytes]:
-        if self.spec.type in _ARRAYS:
-            for index in range(self.spec.max_entries):
-                yield struct.pack("=I", index)
-            return
-        # Keys first: deleting the current key while walking would start the walk again.
-        key, found = None, []
-        following = ct.create_string_buffer(self.spec.key_size)
-        while True:
-            if libbpf().bpf_map_get_next_key(self.fd, key, following) < 0:
-                if ct.get_errno() != errno.ENOENT:
-                    raise OSError(ct.get_errno(), "bpf_map_get_next_key")
-                break
-            key = following.raw
-            found.append(key)
-            if len(found) > 2 * self.spec.max_entries:
-                break
-        yield from dict.fromkeys(found)
-
-    def _error(self, verb: str, error: OSError) -> MapError:
-        number = error.errno or errno.EINVAL
-        return MapError(
-            f"{verb} map {self.spec.name}",
-            describe_errno(number),
-            "see `hmebpf check-system`",
-            errno=number,
-        )
+        A single entry's are named like its members ("packets"), or like the map where it has
+        none; others "map.key" and "map.key.member".  A key that is a structure is written as
+        "a=1,b=2".  Empty for ids, and for what the program itself cannot change: its settings.
+        """
+        if self.refers_to or self.spec.flags & map_types.RDONLY_PROG:
+            self.left_out = 0
+            return {}
+        found: dict[str, Any] = {}
+        for key, value in self.entries(limit):
+            if not self.single:
+                found |= flatten(f"{self.spec.name}.{name_key(key)}", value, arrays=True)
+            elif isinstance(value, dict):
+                found |= flatten("", value, arrays=True)
+            else:
+                found |= flatten(self.spec.name, value, arrays=True)
+        numbers = {name: int(leaf) if leaf is True else leaf for name, leaf in found.items()}
+        return {name: leaf for name, leaf in numbers.items() if is_number(leaf)}
 
 
-def _resize(buffer: bytearray, size: int) -> None:
-    if len(buffer) < size:
-        buffer.extend(bytes(size - len(buffer)))
+def _is_frame(frame: Any) -> bool:
+    """False behind the end of a stack trace."""
+    return bool(frame["status"] if isinstance(frame, dict) else frame != "0x0")
+
+
+def name_key(key: Any) -> str:
+    """A key as part of a name: ``3``, ``eth0``, ``1:2:3`` for an array, ``a=1,b=2``."""
+    if isinstance(key, dict):
+        return ",".join(f"{name}={name_key(value)}" for name, value in key.items())
+    if isinstance(key, list):
+        return ":".join(map(name_key, key))
+    return str(key)
+
+
+def read_numbers(
+    maps: Iterable[TypedMap], limit: int | None = None
+) -> tuple[dict[str, int | float], int | None]:
+    """All maps' numbers, and how many entries ``limit`` left out of each (see ``left_out``).
+
+    A name that several maps have gets the map's in front: "counters.packets".  Raises MapError.
+    """
+    each = [(typed, typed.numbers(limit)) for typed in maps]
+    owners = Counter(name for _typed, numbers in each for name in numbers)
+    found: dict[str, int | float] = {}
+    for typed, numbers in each:
+        for name, number in numbers.items():
+            found[f"{typed.spec.name}.{name}" if owners[name] > 1 else name] = number
+    counts = [typed.left_out for typed, _numbers in each]
+    return found, None if None in counts else sum(count or 0 for count in counts)
+
+
+def read_map_spec(fd: int) -> MapSpec:
+    """The specification of any map, its types by BTF where it has them.  Raises MapError.
+
+    Names are cut to 15 characters by the kernel.  Without CAP_SYS_ADMIN the types stay unknown.
+    """
+    from hypermesh_ebpf.bpf.btf import Btf
+
+    # struct bpf_map_info (include/uapi/linux/bpf.h); an older kernel leaves its end zero.
+    raw, length = ct.create_string_buffer(_MAP_INFO.size), ct.c_uint32(_MAP_INFO.size)
+    try:
+        check(libbpf().bpf_obj_get_info_by_fd(fd, raw, ct.byref(length)))
+    except OSError as error:
+        number = error.errno or 0
+        cause, remedy = describe_errno(number), "give a descriptor of a map"
+        raise MapError("read what a map is", cause, remedy, errno=number) from error
+    info = _MAP_INFO.unpack(raw.raw)
+    type_, _id, key_size, value_size, entries, flags, name, value_in_kernel = info[:8]
+    btf_id, key_type, value_type, kernel_btf_id = info[8:]
+    key = value = None
+    try:
+        if btf_id:
+            btf = Btf.from_id(btf_id)
+            key = describe(btf, key_type) if key_type else None
+            value = describe(btf, value_type) if value_type else None
+        elif value_in_kernel:  # struct_ops: the kernel's own type, or a module's (Linux 6.9)
+            btf = Btf.from_id(kernel_btf_id) if kernel_btf_id else Btf.kernel()
+            value = describe(btf, value_in_kernel)
+    except (OSError, MissingBtf):
+        pass  # the entries can be read all the same, as bytes
+    text = name.split(b"\0", 1)[0].decode(errors="replace")
+    return MapSpec(text, type_, key_size, value_size, entries, flags, key, value)
+
+
+_MAP_INFO = struct.Struct("=IIIIII16s4xI16xIIII8x")

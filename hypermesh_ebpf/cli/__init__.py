@@ -15,7 +15,16 @@ _COMMANDS = {
     "load": ("programs.load", "Load compiled eBPF programs of your own, and show what they count."),
     "run": ("programs.run", "Compile C at run time, and show what it counts."),
     "check-system": ("check_system", "What this machine can do, and how to mend what it cannot."),
+    "list": ("list", "The programs, maps, links and attachments of this host."),
+    "show": ("show", "Everything about one program, map, link or pinned set."),
+    "top": ("top", "Which programs of this host take how much CPU, live."),
+    "dump": ("dump", "What is in a map, typed."),
+    "pin": ("pins.pin", "Keep a program that runs when its process ends."),
+    "unpin": ("pins.unpin", "Remove the pins of a set."),
+    "detach": ("pins.detach", "Take programs off: a link, a pinned set, an attach point."),
+    "unload": ("pins.unload", "Detach and unpin everything of a pinned set."),
     "cleanup": ("cleanup", "Remove attached programs whose owner is gone."),
+    "headers": ("headers", "Kernel headers for any BCC program, made of the kernel's own types."),
     "cache": ("cache", "Show or clear the compiled programs that are kept on disk."),
 }
 

@@ -122,6 +122,28 @@ def read_attached(ifindex: int) -> tuple[Attached, ...]:
     return _attached(netlink.parse_attributes(attributes.get(_IFLA_XDP, b"")))
 
 
+@dataclass(frozen=True, slots=True)
+class Carrier:
+    """An interface by what is needed to see what is attached to it."""
+
+    name: str
+    ifindex: int
+    kind: str | None
+    attached: tuple[Attached, ...]
+
+
+def list_carriers() -> tuple[Carrier, ...]:
+    """The interfaces of this network namespace, with their XDP programs.  Raises OSError."""
+    found = []
+    for index, _flags, attributes in netlink.dump_links():
+        info = netlink.parse_attributes(attributes.get(_IFLA_LINKINFO, b""))
+        kind = info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode() or None
+        name = attributes[_IFLA_IFNAME].rstrip(b"\0").decode(errors="replace")
+        xdp = _attached(netlink.parse_attributes(attributes.get(_IFLA_XDP, b"")))
+        found.append(Carrier(name, index, kind, xdp))
+    return tuple(found)
+
+
 def read_interfaces() -> tuple[Interface, ...]:
     """The interfaces of this network namespace, by ifindex.  Raises OSError."""
     features = netlink.dump_xdp_features()

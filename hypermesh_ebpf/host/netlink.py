@@ -17,7 +17,8 @@ _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
-_RTM_GETLINK = 18
+_RTM_GETLINK, _RTM_GETQDISC, _RTM_GETTFILTER = 18, 38, 46
+_TC = struct.Struct("=BxxxiIII")  # struct tcmsg: family, ifindex, handle, parent, info
 _GENL_ID_CTRL = 16
 _CTRL_CMD_GETFAMILY, _CTRL_ATTR_FAMILY_ID, _CTRL_ATTR_FAMILY_NAME = 3, 1, 2
 _NETDEV_CMD_DEV_GET, _NETDEV_A_DEV_IFINDEX, _NETDEV_A_DEV_XDP_FEATURES = 1, 1, 3
@@ -84,6 +85,24 @@ def read_link(ifindex: int) -> Attributes:
     request += _attribute(_IFLA_EXT_MASK, struct.pack("=I", _SKIP_STATS))
     (body,) = _ask(NETLINK_ROUTE, _RTM_GETLINK, request, dump=False)
     return parse_attributes(body[16:])
+
+
+def dump_qdiscs() -> Iterator[tuple[int, int, Attributes]]:
+    """Every queueing discipline: (ifindex, handle, TCA_* attributes).  Raises OSError."""
+    for body in _ask(NETLINK_ROUTE, _RTM_GETQDISC, _TC.pack(0, 0, 0, 0, 0), dump=True):
+        _, ifindex, handle, _, _ = _TC.unpack_from(body)
+        yield ifindex, handle, parse_attributes(body[_TC.size :])
+
+
+def dump_filters(ifindex: int, parent: int) -> Iterator[tuple[int, int, Attributes]]:
+    """Traffic control filters below a parent: (priority, handle, TCA_* attributes).
+
+    Raises OSError.
+    """
+    request = _TC.pack(0, ifindex, 0, parent, 0)
+    for body in _ask(NETLINK_ROUTE, _RTM_GETTFILTER, request, dump=True):
+        _, _, handle, _, info = _TC.unpack_from(body)
+        yield info >> 16, handle, parse_attributes(body[_TC.size :])
 
 
 def dump_xdp_features() -> dict[int, int] | None:

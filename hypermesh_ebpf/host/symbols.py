@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from functools import lru_cache
 
@@ -60,6 +61,28 @@ def find_variants(name: str) -> list[str]:
     return [line.split()[2].decode() for line in lines][:3]
 
 
+def find_similar(name: str) -> list[str]:
+    """Functions whose names are spelled nearly like this one, the likeliest first.
+
+    Only for an error's words: it reads all of kallsyms.
+    """
+    ending, beginning = name[-4:].encode(), name[:4].encode()
+    known = set()
+    try:
+        with open(_KALLSYMS, "rb") as file:
+            for line in file:
+                _, kind, found, *_ = line.split()
+                if (
+                    kind in b"tTwW"
+                    and abs(len(found) - len(name)) <= 3
+                    and (found.startswith(beginning) or found.endswith(ending))
+                ):
+                    known.add(found.decode())
+    except OSError:
+        return []
+    return difflib.get_close_matches(name, known, n=3, cutoff=0.7)
+
+
 def resolve_syscall_function(name: str, *, compat: bool = False) -> str:
     """The kernel function behind system call ``name``: "execve" is "__x64_sys_execve" on x86-64.
 
@@ -83,9 +106,10 @@ def resolve_target(target: str) -> str:
     Raises Unsupported.
     """
     prefix, _, name = target.partition(":")
-    if prefix in ("syscall", "compat_syscall"):
-        return resolve_syscall_function(name, compat=prefix == "compat_syscall")
-    return target
+    if prefix not in ("syscall", "compat_syscall"):
+        return target
+    name, plus, offset = name.partition("+")
+    return resolve_syscall_function(name, compat=prefix == "compat_syscall") + plus + offset
 
 
 @lru_cache(maxsize=1)

@@ -32,7 +32,7 @@ _PERF_TYPE_SOFTWARE, _PERF_COUNT_SW_CPU_CLOCK = 1, 0
 _PERF_ATTR_SIZE_VER1 = 72  # up to config2, the first size that probes need (Linux 3.3)
 _PERF_SAMPLE_RAW = 1 << 10
 _PERF_FLAG_FD_CLOEXEC = 8
-_PERF_DISABLED = 1
+_PERF_DISABLED, _PERF_FREQ = 1, 1 << 10
 _PERF_EVENT_IOC_SET_BPF = 0x40042408
 
 
@@ -99,9 +99,20 @@ def _libc() -> ctypes.CDLL:
 
 
 def open_perf_event(
-    event_type: int, config: int = 0, period: int = 1, config1: int = 0, config2: int = 0
+    event_type: int,
+    config: int = 0,
+    period: int = 1,
+    config1: int = 0,
+    config2: int = 0,
+    *,
+    is_frequency: bool = False,
+    pid: int = -1,
+    cpu: int | None = None,
 ) -> int:
-    """perf_event_open(2) for all processes on CPU 0, disabled.  Raises OSError, Unsupported."""
+    """perf_event_open(2), disabled; for all processes on the first CPU unless told otherwise.
+
+    ``period`` is a number of events, or of samples a second.  Raises OSError, Unsupported.
+    """
     attr = ctypes.create_string_buffer(
         struct.pack(
             "=IIQQQQQIIQQ",
@@ -111,7 +122,7 @@ def open_perf_event(
             period,
             _PERF_SAMPLE_RAW,  # as libbcc asks; perf_event_paranoid looks at it
             0,
-            _PERF_DISABLED,
+            _PERF_DISABLED | (_PERF_FREQ if is_frequency else 0),
             0,
             0,
             config1,
@@ -123,8 +134,8 @@ def open_perf_event(
         _libc().syscall(
             ctypes.c_long(architecture.perf_event_open_number()),
             attr,
-            ctypes.c_int(-1),
-            ctypes.c_int(_first_cpu()),
+            ctypes.c_int(pid),
+            ctypes.c_int(_first_cpu() if cpu is None else cpu),
             ctypes.c_int(-1),
             ctypes.c_ulong(_PERF_FLAG_FD_CLOEXEC),
         )
@@ -175,7 +186,7 @@ def refuse_probe(source: str, is_return: bool) -> OSError:
         return OSError(errno.ENODEV, os.strerror(errno.ENODEV))
     name = b"hmebpf_no_such_function" if source == "kprobe" else b"/proc/hmebpf_no_such_file"
     buffer = ctypes.create_string_buffer(name)
-    config = 1 << _return_bit(source) if is_return else 0
+    config = 1 << return_bit(source) if is_return else 0
     try:
         fd = open_perf_event(perf_type, config, 1, ctypes.addressof(buffer), 0)
     except OSError as error:
@@ -184,6 +195,7 @@ def refuse_probe(source: str, is_return: bool) -> OSError:
     return OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
-def _return_bit(source: str) -> int:
+def return_bit(source: str) -> int:
+    """The bit of an event's config that asks for the function's return.  Raises OSError."""
     with open(f"/sys/bus/event_source/devices/{source}/format/retprobe") as file:
         return int(file.read().rpartition(":")[2])

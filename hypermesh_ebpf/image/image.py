@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 from hypermesh_ebpf.bpf.spec import MapSpec, ProgramSpec
 
-FORMAT = 1
+FORMAT = 2
 """Version of :meth:`Image.to_bytes`; part of the cache key."""
 
 
@@ -52,7 +52,26 @@ class Image:
                     spec["name"],
                     base64.b64decode(spec["instructions"], validate=True),
                     tuple((offset, index) for offset, index in spec["map_refs"]),
+                    spec["kind"],
+                    spec["attach"],
                 )
                 for spec in data["programs"]
             ),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSource:
+    """A source's maps and programs in the kernel, by descriptors that are the receiver's to close.
+
+    A program without a descriptor is loaded when it is attached.  ``notes`` are what the user
+    should hear of (a program that was left out), ``tail_called`` the programs that stand in a
+    program array of the source: they run by tail calls and need no hook of their own.
+    """
+
+    name: str
+    license: str
+    maps: tuple[tuple[MapSpec, int], ...]
+    programs: tuple[tuple[ProgramSpec, int | None], ...]
+    notes: tuple[str, ...] = ()
+    tail_called: tuple[str, ...] = ()

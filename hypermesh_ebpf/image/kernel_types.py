@@ -15,31 +15,12 @@ BTF: https://docs.kernel.org/bpf/btf.html
 
 from __future__ import annotations
 
-import ctypes as ct
-import os
 import re
-import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from hypermesh_ebpf.bpf.libbpf import libbpf
-from hypermesh_ebpf.errors import CompileError, MissingBtf
+from hypermesh_ebpf.bpf.btf import ARRAY, ENUM, ENUM64, INT, PTR, STRUCT, UNION, Btf, BtfMember
+from hypermesh_ebpf.errors import CompileError
 
-# BTF kinds (include/uapi/linux/btf.h)
-INT, PTR, ARRAY, STRUCT, UNION, ENUM, TYPEDEF, VOLATILE, CONST, RESTRICT = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    8,
-    9,
-    10,
-    11,
-)
-TYPE_TAG, ENUM64 = 18, 19
-_TRANSPARENT = (TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG)
 _SIGNED = 1  # BTF_INT_SIGNED
 
 # Comments, strings and characters: what they name is not used.
@@ -98,26 +79,6 @@ _IN_BCCS_BPF_H = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Type:
-    """One BTF type: ``size`` is a type id for pointers, typedefs and qualifiers."""
-
-    address: int
-    name: str
-    kind: int
-    count: int
-    size: int
-    kind_flag: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Member:
-    name: str
-    type: int
-    bit_offset: int
-    bit_size: int
-
-
 class KernelTypes:
     """The BTF of a kernel, open for look-ups; a context manager.
 
@@ -125,42 +86,40 @@ class KernelTypes:
     """
 
     def __init__(self, path: str) -> None:
-        self._lib = libbpf()
-        self._btf = self._lib.btf__parse(os.fsencode(path), None)
-        if not self._btf:
-            raise MissingBtf(
-                f"read the kernel's types from {path}",
-                os.strerror(ct.get_errno()),
-                "use a kernel built with CONFIG_DEBUG_INFO_BTF=y; see `hmebpf check-system`",
-                errno=ct.get_errno(),
-            )
+        self._btf = Btf.open(path)
 
     def __enter__(self) -> KernelTypes:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._lib.btf__free(self._btf)
-        self._btf = None
+        del self._btf
 
-    def declare(self, text: str, headers: str = "") -> str:
+    def declare(self, text: str, headers: str = "", *, lenient: bool = False) -> str:
         """C declarations of the kernel structures that ``text`` uses, and no others.
 
         What ``headers``, the text's own, define is left to them.  Raises CompileError for a
-        structure that neither the text nor this kernel defines.
+        structure that neither the text nor this kernel defines; ``lenient`` leaves it to clang.
         """
         text = _NO_CODE.sub(" ", text)
         words = set(_WORD.findall(text))
         own = set(_DEFINITION.findall(text + headers)) | _IN_BCCS_BPF_H
         wanted = {(kind, name) for kind, name in _AGGREGATE.findall(text) if name not in own}
+        if lenient:
+            wanted = {each for each in wanted if self._has(*each)}
         ids = self._reach([self._find(kind, name) for kind, name in sorted(wanted)], words)
-        named = {i: self._type(i).name for i in ids if self._type(i).name}
+        named = {i: self._btf.type(i).name for i in ids if self._btf.type(i).name}
         forward = "".join(f"{self._keyword(i)} {name};\n" for i, name in named.items())
         return forward + "".join(self._define(i, named, words) for i in self._ordered(named, words))
 
+    def _look_up(self, kind: str, name: str) -> int | None:
+        return self._btf.find(name, (STRUCT if kind == "struct" else UNION,))
+
+    def _has(self, kind: str, name: str) -> bool:
+        return self._look_up(kind, name) is not None
+
     def _find(self, kind: str, name: str) -> int:
-        number = STRUCT if kind == "struct" else UNION
-        found: int = self._lib.btf__find_by_name_kind(self._btf, name.encode(), number)
-        if found < 0:
+        found = self._look_up(kind, name)
+        if found is None:
             raise CompileError(
                 f"find {kind} {name}",
                 f"this kernel's BTF has no {kind} of that name, and the source does not define it",
@@ -169,49 +128,28 @@ class KernelTypes:
             )
         return found
 
-    def _type(self, type_id: int) -> _Type:
-        address = self._lib.btf__type_by_id(self._btf, type_id)
-        name, info, size = struct.unpack("=III", ct.string_at(address, 12))
-        text = self._lib.btf__str_by_offset(self._btf, name).decode()
-        return _Type(address, text, info >> 24 & 31, info & 0xFFFF, size, bool(info >> 31))
-
-    def _members(self, type_id: int, base: int = 0) -> Iterator[_Member]:
+    def _members(self, type_id: int, base: int = 0) -> Iterator[BtfMember]:
         """All named members; those of anonymous structures and unions at their place."""
-        this = self._type(type_id)
-        raw = ct.string_at(this.address + 12, 12 * this.count)
-        for name_offset, member_type, offset in struct.iter_unpack("=III", raw):
-            bit_size = offset >> 24 if this.kind_flag else 0
-            place = base + (offset & 0xFFFFFF if this.kind_flag else offset)
-            name = self._lib.btf__str_by_offset(self._btf, name_offset).decode()
-            if name:
-                yield _Member(name, member_type, place, bit_size)
-            elif self._type(member_type).kind in (STRUCT, UNION):
-                yield from self._members(member_type, place)
-
-    def _resolve(self, type_id: int) -> int:
-        """The id behind typedefs and qualifiers."""
-        while (this := self._type(type_id)).kind in _TRANSPARENT:
-            type_id = this.size
-        return type_id
+        for member in self._btf.members(self._btf.type(type_id)):
+            place = base + member.bit_offset
+            if member.name:
+                yield BtfMember(member.name, member.type, place, member.bit_size)
+            elif self._btf.type(member.type).kind in (STRUCT, UNION):
+                yield from self._members(member.type, place)
 
     def _element(self, type_id: int) -> int:
         """The id behind typedefs, qualifiers and arrays."""
-        while (this := self._type(type_id := self._resolve(type_id))).kind == ARRAY:
-            type_id = self._array(this)[0]
+        while (this := self._btf.type(type_id := self._btf.resolve(type_id))).kind == ARRAY:
+            type_id = self._btf.array(this)[0]
         return type_id
 
     def _aggregate(self, type_id: int) -> int | None:
         """The structure or union that a type is, points to, or is an array of; else None."""
         type_id = self._element(type_id)
-        this = self._type(type_id)
+        this = self._btf.type(type_id)
         if this.kind == PTR:
-            type_id = self._resolve(this.size)
-        return type_id if self._type(type_id).kind in (STRUCT, UNION) else None
-
-    def _array(self, this: _Type) -> tuple[int, int]:
-        """(element type id, number of elements) of an array type."""
-        element, _index, count = struct.unpack("=III", ct.string_at(this.address + 12, 12))
-        return element, count
+            type_id = self._btf.resolve(this.size)
+        return type_id if self._btf.type(type_id).kind in (STRUCT, UNION) else None
 
     def _reach(self, todo: list[int], words: set[str]) -> list[int]:
         """All ids reached from ``todo`` through members that the text names."""
@@ -244,7 +182,7 @@ class KernelTypes:
         return list(order)
 
     def _keyword(self, type_id: int) -> str:
-        return "union" if self._type(type_id).kind == UNION else "struct"
+        return "union" if self._btf.type(type_id).kind == UNION else "struct"
 
     def _define(self, type_id: int, named: dict[int, str], words: set[str]) -> str:
         """One structure: a union of its wanted members, each behind its own padding."""
@@ -258,17 +196,17 @@ class KernelTypes:
             offset = member.bit_offset // 8
             padding = f"char before_{len(lines)}[{offset}]; " if offset else ""
             lines.append(f"  struct {{ {padding}{declaration}; }} __attribute__((packed));\n")
-        size = f"  char size_[{self._type(type_id).size}];\n"
+        size = f"  char size_[{self._btf.type(type_id).size}];\n"
         keyword, name = self._keyword(type_id), named[type_id]
         return f"{keyword} {name} {{ union {{\n{''.join(lines)}{size}}}; }};\n"
 
-    def _declare_member(self, member: _Member, named: dict[int, str]) -> str | None:
+    def _declare_member(self, member: BtfMember, named: dict[int, str]) -> str | None:
         """``type name`` of a member; None for an unnamed inner type, which no text can use."""
-        type_id, dimensions = self._resolve(member.type), ""
-        while (this := self._type(type_id)).kind == ARRAY:
-            element, count = self._array(this)
+        type_id, dimensions = self._btf.resolve(member.type), ""
+        while (this := self._btf.type(type_id)).kind == ARRAY:
+            element, count = self._btf.array(this)
             dimensions += f"[{count}]"
-            type_id = self._resolve(element)
+            type_id = self._btf.resolve(element)
         target = f"{member.name}{dimensions}"
         if this.kind == PTR:
             pointee = self._aggregate(type_id)
@@ -280,7 +218,6 @@ class KernelTypes:
                 return f"{self._keyword(type_id)} {this.name} {target}"
             return f"char {member.name}[{this.size}]" if not dimensions else None
         if this.kind in (INT, ENUM, ENUM64):
-            (encoding,) = struct.unpack("=I", ct.string_at(this.address + 12, 4))
-            signed = this.kind == INT and encoding >> 24 & _SIGNED
+            signed = this.kind == INT and self._btf.integer(this)[0] & _SIGNED
             return f"{'s' if signed else 'u'}{8 * this.size} {target}"
         return None

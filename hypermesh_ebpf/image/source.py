@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hypermesh_ebpf import __version__
+from hypermesh_ebpf.bpf.libbpf import possible_cpus
+from hypermesh_ebpf.errors import Unsupported
 from hypermesh_ebpf.host.dependencies import find_bcc
+from hypermesh_ebpf.host.filesystems import read_tracefs
 from hypermesh_ebpf.host.kernel_btf import btf_path
-from hypermesh_ebpf.image import cache
+from hypermesh_ebpf.image import cache, conventions
 from hypermesh_ebpf.image.image import Image
+
+if TYPE_CHECKING:
+    from hypermesh_ebpf.image.user_source import UserSource
 
 _PACKAGE = Path(__file__).parent.parent
 
@@ -45,7 +52,46 @@ def build_image(
     MissingDependency.
     """
     text = path.read_text()
-    key, note = _key(path, text, defines), None
+    return _build(
+        _key(path, text, defines),
+        lambda: _compile(path, text, defines, needs_btf),
+        use_cache,
+        lambda: report(f"compiling {path.name}"),
+    )
+
+
+def build_user_image(
+    path: Path,
+    text: str,
+    cflags: Sequence[str] = (),
+    use_cache: bool = True,
+    report: Callable[[str], None] = lambda text: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Image:
+    """The image of C of the user's own, written for BCC: from the cache, or compiled now.
+
+    ``path`` is what messages call it, and its ``#include "..."`` are looked for beside it;
+    ``report`` is told before the compiler starts, ``note`` why the cache was of no use.  See
+    :func:`hypermesh_ebpf.image.user_source.compile_user` for the errors.
+    """
+    from hypermesh_ebpf.image.user_source import UserSource, compile_user
+
+    source = UserSource.read(path.name, text, cflags, path.parent)
+    build = _build(
+        _user_key(source),
+        lambda: compile_user(path.name, text, cflags, path.parent, report),
+        use_cache,
+        lambda: report(f"compiling {path.name}"),
+    )
+    if build.note:
+        note(build.note)
+    return build.image
+
+
+def _build(
+    key: str, make: Callable[[], Image], use_cache: bool, report: Callable[[], None]
+) -> Build:
+    note = None
     if use_cache:
         try:
             image = cache.load(key)
@@ -53,8 +99,8 @@ def build_image(
             image, note = None, f"image cache not used: {error}"
         if image:
             return Build(image, cached=True)
-    report(f"compiling {path.name}")
-    image = _compile(path, text, defines, needs_btf)
+    report()
+    image = make()
     if use_cache and note is None:
         try:
             cache.store(key, image)
@@ -97,3 +143,28 @@ def _key(path: Path, text: str, defines: Mapping[str, str | int]) -> str:
     found = find_bcc()
     parts = [__version__, text, macros, found.version, _btf_state()]
     return cache.make_key(parts + [header.read_text() for header in headers])
+
+
+def _user_key(source: UserSource) -> str:
+    """Everything that the image of a user's text is made of."""
+    parts: list[str | bytes] = [__version__, source.name, find_bcc().version, _btf_state()]
+    parts += [*source.flags, *source.headers, *source.headers.values(), *source.kernel_headers]
+    parts.append(source.text.encode(errors="surrogateescape"))
+    parts += [_read_format(*each) for each in conventions.tracepoints(source.code)]
+    parts.append(str(possible_cpus()))  # the size of a perf buffer's map
+    return cache.make_key(parts + [file.read_text() for file in _own_ingredients()])
+
+
+def _own_ingredients() -> Iterator[Path]:
+    """What this code makes of a source is an ingredient, too."""
+    yield from sorted((_PACKAGE / "image/include").rglob("*.h"))
+    names = ("bcc", "conventions", "headers", "kernel_dump", "kernel_types", "user_source")
+    yield from (path for name in names if (path := _PACKAGE / f"image/{name}.py").is_file())
+
+
+def _read_format(category: str, name: str) -> str:
+    """The layout of a tracepoint's arguments, "" where it cannot be read: BCC will say so."""
+    try:
+        return read_tracefs(f"events/{category}/{name}/format")
+    except (OSError, Unsupported):
+        return ""

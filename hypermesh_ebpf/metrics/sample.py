@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Value = int | float | str | bool | None | Sequence[Any]
+Value = int | float | str | bool | None | Sequence[Any] | Mapping[str, Any]
 Row = Mapping[str, Value]
 
 
@@ -61,11 +61,34 @@ class Degraded:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Counts by size: ``buckets`` holds (low, high, count), both ends inclusive, ascending."""
+    """Counts by size: ``buckets`` holds (low, high, count), both ends inclusive, ascending.
+
+    Of a user's program ``name`` is the map's, ``key`` tells its histograms apart where it has
+    several, and ``title`` is what is written over it in tables.
+    """
 
     name: str
     unit: str
     buckets: tuple[tuple[int, int, int], ...]
+    title: str = ""
+    key: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What is in one map of a user's program.
+
+    ``rows`` are ``{"map", "key", "value", "value_per_s"}``, the last where there is a rate, keys
+    and values as their types have them: numbers, text, or dictionaries.  ``left_out`` entries were
+    not read, None for an unknown number of them; ``zeros`` are entries of an array in which nothing
+    is set.  ``reason`` says why a map cannot be read.
+    """
+
+    name: str
+    rows: Sequence[Row] = ()
+    left_out: int | None = 0
+    zeros: int = 0
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +105,11 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One timestamped reading: totals, rows and loss, cumulative since attach, with rates."""
+    """One timestamped reading: totals, rows and loss, cumulative since attach, with rates.
+
+    Of a user's program ``rows`` are those of all its maps, and ``tables`` what of them is drawn in
+    tables.
+    """
 
     time: float
     monitor: str
@@ -92,6 +119,7 @@ class Sample:
     rows: Sequence[Row]
     loss: Loss
     histograms: tuple[Histogram, ...] = ()
+    tables: tuple[Table, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

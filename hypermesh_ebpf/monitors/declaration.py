@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from hypermesh_ebpf.metrics.sample import Histogram, Row
+from hypermesh_ebpf.metrics.sample import Histogram, Row, Table
 
 Options = Mapping[str, Any]
 """The user's choices by option name ("by", "iface", ...), defaults filled in.
@@ -77,7 +77,8 @@ class Column:
     """A column of the monitor's tables.
 
     ``kind`` decides the drawing: text, count, bytes, rate (per second), byte_rate, ns, time,
-    percent.  ``share`` marks the one column whose share of the whole is drawn as a bar.
+    percent; in events also "rest", for all fields that have no column of their own.  ``share``
+    marks the one column whose share of the whole is drawn as a bar.
     """
 
     field: str
@@ -87,14 +88,32 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
+class TableLayout:
+    """How the content of one map is drawn.
+
+    ``kind`` is what the map is, in a word; ``key`` are the fields that name a row.  ``flatten``
+    makes the columns' fields of a row of a :class:`~hypermesh_ebpf.metrics.sample.Table`, ``busy``
+    (rate, count), by which rows are sorted, the busiest first; None leaves them in the map's order.
+    """
+
+    name: str
+    kind: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    flatten: Callable[[Row], Row]
+    busy: Callable[[Row], tuple[float, float]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """What a monitor's ``collect`` got from the maps: cumulative numbers, no rates yet."""
 
     totals: Row
     rows: Sequence[Row]
     histograms: tuple[Histogram, ...] = ()
-    map_full: int = 0
-    events_lost: int = 0
+    map_full: int | None = 0
+    events_lost: int | None = 0
+    tables: tuple[Table, ...] = ()
 
 
 class MapReader(Protocol):
@@ -137,6 +156,9 @@ class Monitor:
     ``counters`` which fields identify a row and which ones get a ``_per_s`` companion.
     ``events``: "always" when events are what the monitor is for, "option" when --events asks for
     them, "never" when it has none.
+
+    For users' programs: ``tables``, one for each map in place of ``columns``; ``event_fields``,
+    those of all their events, and ``flatten_event``, which makes these of an event's fields.
     """
 
     name: str
@@ -154,3 +176,6 @@ class Monitor:
     defines: Callable[[Options], Mapping[str, str | int]] = lambda options: {}
     settings: Callable[[Options], bytes | None] = lambda options: None
     targets: Callable[[Options], tuple[str, ...]] = lambda options: ("system",)
+    tables: tuple[TableLayout, ...] = ()
+    event_fields: tuple[str, ...] = ()
+    flatten_event: Callable[[Row], Row] | None = None

@@ -21,7 +21,13 @@ from hypermesh_ebpf.output.writer import OutputClosed, Writer
 
 
 def row_fields(monitor: Monitor, options: Options) -> list[str]:
-    """The fields of a row, in order: what names it, then its columns, counters and rates."""
+    """The fields of a row, in order: what names it, then its columns, counters and rates.
+
+    Of a user's program: the map, and the columns of all its maps.
+    """
+    if monitor.tables:
+        columns = [column.field for layout in monitor.tables for column in layout.columns]
+        return list(dict.fromkeys(["map", *columns]))
     fields = [*monitor.key(options), *(column.field for column in monitor.columns(options))]
     for counter in monitor.counters:
         fields += [counter, counter + "_per_s"]
@@ -30,7 +36,8 @@ def row_fields(monitor: Monitor, options: Options) -> list[str]:
 
 def event_fields(monitor: Monitor) -> list[str]:
     """The fields of an event, in order: those of the tables, then what else any rung gives."""
-    fields = [column.field for column in monitor.event_columns]
+    fields = [column.field for column in monitor.event_columns if column.kind != "rest"]
+    fields += monitor.event_fields
     for rung in monitor.rungs:
         fields += rung.fields
     return list(dict.fromkeys(fields))
@@ -48,6 +55,8 @@ class CsvSink:
         self.lost = 0
         self._writer = writer
         self._show_events = show_events
+        self._flatten = {layout.name: layout.flatten for layout in monitor.tables}
+        self._flat_event = monitor.flatten_event
         if show_events:
             self._fields = [name for name in event_fields(monitor) if name != "time"]
         else:
@@ -62,12 +71,13 @@ class CsvSink:
     def events(self, events: Sequence[Event]) -> None:
         if not self._show_events or not events:
             return
-        fields = self._fields
+        fields, flat = self._fields, self._flat_event
         try:
             self._write(
                 [
-                    [format_time(event.time), *[_cell(event.fields.get(name)) for name in fields]]
+                    [format_time(event.time), *[_cell(row.get(name)) for name in fields]]
                     for event in events
+                    for row in [flat(event.fields) if flat else event.fields]
                 ]
             )
         except (OutputClosed, OutputError):
@@ -79,10 +89,13 @@ class CsvSink:
             return
         time, fields = format_time(sample.time), self._fields
         target = sample.target if isinstance(sample.target, str) else " ".join(sample.target)
+        rows = sample.rows
+        if self._flatten:
+            rows = [{**self._flatten[str(row["map"])](row), "map": row["map"]} for row in rows]
         self._write(
             [
                 [time, _cell(row.get("iface", target)), *[_cell(row.get(name)) for name in fields]]
-                for row in sample.rows
+                for row in rows
             ]
         )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from hypermesh_ebpf.metrics.sample import Event
+from hypermesh_ebpf.metrics.sample import Event, Row
 from hypermesh_ebpf.monitors.declaration import Column, Monitor
+from hypermesh_ebpf.output.draw import format_text
 from hypermesh_ebpf.output.grid import Grid, Line, crop_line
 
 
@@ -21,12 +23,16 @@ class EventLines:
             upper = all(column.heading.isupper() for column in columns)
             columns = (Column("time", "TIME" if upper else "time", "time"), *columns)
         self._ascii = ascii
+        self._flatten = monitor.flatten_event
+        self._rest = next((column.field for column in columns if column.kind == "rest"), None)
+        self._named = frozenset(column.field for column in columns)
+        columns = tuple(replace(c, kind="text") if c.kind == "rest" else c for c in columns)
         self._grid = Grid(columns, ("time",), exact=exact, ascii=ascii, flowing=True)
         self._since_heading: int | None = None
 
     def lines(self, events: Sequence[Event], width: int | None, heading_every: int) -> list[Line]:
         """A line for each event, none wider than ``width`` (None: any), with headings between."""
-        rows = [{"time": event.time, **event.fields} for event in events]
+        rows: list[Row] = [{"time": event.time, **self._fields(event.fields)} for event in events]
         heading, lines = self._grid.lines(rows, width)
         if width is not None:
             heading = crop_line(heading, width, self._ascii)
@@ -38,6 +44,20 @@ class EventLines:
             shown.append(line)
             self._since_heading += 1
         return shown
+
+    def _fields(self, fields: Row) -> Row:
+        """The fields as the columns have them: flat, and those without a column as one text."""
+        if self._flatten is None:
+            return fields
+        flat = self._flatten(fields)
+        if self._rest is None:
+            return flat
+        rest = [
+            f"{name}={format_text(value, self._ascii)}"
+            for name, value in flat.items()
+            if name not in self._named
+        ]
+        return {**flat, self._rest: " ".join(rest)}
 
     def repeat_heading(self) -> None:
         """Begin the next lines with the heading: those before are not on the screen any more."""

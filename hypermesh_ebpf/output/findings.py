@@ -235,14 +235,14 @@ def show_report(report: Report, output: str, stream: TextIO, verbose: int = 0) -
     ascii = charset != "utf8"
     if stream.isatty():
         width = os.get_terminal_size(stream.fileno()).columns or 80
-        text = _paint(draw_report(report, width=width, ascii=ascii, verbose=verbose), stream)
+        text = paint(draw_report(report, width=width, ascii=ascii, verbose=verbose), stream)
     else:
         lines = draw_report(report, width=None, ascii=ascii, verbose=verbose)
         text = "".join("".join(part for part, _ in line).rstrip() + "\n" for line in lines)
     writer.write(text.encode("utf-8", "replace"))
 
 
-def _paint(lines: Iterable[Line], stream: TextIO) -> str:
+def paint(lines: Iterable[Line], stream: TextIO) -> str:
     """The lines with the terminal's colours, as rich decides them (NO_COLOR, TERM)."""
     from rich.console import Console
     from rich.text import Text

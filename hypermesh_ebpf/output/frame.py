@@ -15,6 +15,7 @@ from hypermesh_ebpf.metrics.sample import End, Loss, Row, Sample, Start
 from hypermesh_ebpf.monitors.declaration import Monitor, Options
 from hypermesh_ebpf.output import draw, histograms
 from hypermesh_ebpf.output.grid import Grid, Line, cells, crop_line, line_cells
+from hypermesh_ebpf.output.tables import Tables
 
 HISTORY = 60
 """Intervals that the sparkline shows."""
@@ -54,6 +55,7 @@ class Frame:
         self._ascii = ascii
         columns = monitor.columns(options)
         self._grid = Grid(columns, monitor.key(options), exact=exact, ascii=ascii)
+        self._tables = Tables(monitor.tables, exact=exact, ascii=ascii) if monitor.tables else None
         self._share = next((column.field for column in columns if column.share), None)
         self._kinds = {column.field: column.kind for column in columns}
         self._counters = monitor.counters
@@ -80,6 +82,10 @@ class Frame:
         if sample is None:
             return self._cut([*head, [("waiting for the first reading", "dim")]], width, height)
         loss = self._cut([self.loss(sample.loss)], width, None)
+        if self._tables is not None:
+            room = None if height is None else height - len(head) - 1
+            middle = self._maps(self._tables, sample, width, room)
+            return [*self._cut([*head, *middle], width, height and height - 1), *loss]
         if height is None:
             bars = histograms.bars(sample.histograms, width, exact=self._exact, ascii=self._ascii)
             space: list[Line] = [[]] if bars else []
@@ -88,6 +94,24 @@ class Frame:
             return [*self._cut([*head, *middle], width, None), *loss]
         middle = self._fit(sample, width, height - len(head) - 1)
         return [*self._cut([*head, *middle], width, height - 1), *loss]
+
+    def _maps(
+        self, tables: Tables, sample: Sample, width: int | None, room: int | None
+    ) -> list[Line]:
+        """The maps of a user's program: tables, then histograms, as bars if there is room."""
+        bars = histograms.bars(sample.histograms, width, exact=self._exact, ascii=self._ascii)
+        if room is None:
+            above = tables.lines(sample.tables, width, None, self.top)
+            gap: list[Line] = [[]] if above and above[-1] and bars else []
+            return [[], *above, *gap, *bars, *([[]] if bars else [])]
+        least = tables.least(sample.tables)
+        if len(bars) > room - least - 1:
+            bars = histograms.brief(sample.histograms, ascii=self._ascii)
+            bars = bars[: max(room - least, 1)]
+        room -= len(bars)
+        blank: list[Line] = [[]] if room > least + 1 else []
+        above = tables.lines(sample.tables, width, room - 2 * len(blank), self.top)
+        return [*blank, *above, *bars, *blank] if bars else [*blank, *above]
 
     def _fit(self, sample: Sample, width: int | None, room: int) -> list[Line]:
         """What stands between title and loss, in ``room`` lines or so.

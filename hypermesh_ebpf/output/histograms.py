@@ -41,7 +41,7 @@ def bars(
 
 def brief(histograms: Sequence[Histogram], *, ascii: bool) -> list[Line]:
     """A line for each histogram: name, shape, estimated percentiles, range."""
-    names = [draw.printable(draw.words(each.name), ascii) for each in histograms]
+    names = [_name(each, ascii) for each in histograms]
     name_width = max(map(len, names), default=0)
     most = max([len(each.buckets) for each in histograms], default=0)
     lines: list[Line] = []
@@ -64,12 +64,16 @@ def _block(histogram: Histogram, exact: bool, ascii: bool) -> list[Line]:
     labels = [draw.bucket_label(low, high, histogram.unit, plain) for low, high, _ in buckets]
     counts = [draw.format_value("count", count, exact=exact) for _, _, count in buckets]
     label_width, count_width = max(map(len, labels)), max(map(len, counts))
-    name = draw.printable(draw.words(histogram.name), ascii)
+    name = _name(histogram, ascii)
     lines: list[Line] = [[(name, "head"), *_percentiles(histogram, plain)]]
     for label, text, (_, _, count) in zip(labels, counts, buckets, strict=True):
         numbers = f"{label.rjust(label_width)}  {text.rjust(count_width)}  "
         lines.append([(numbers, ""), (draw.bar(count / most, _BAR, plain), "bar")])
     return lines
+
+
+def _name(histogram: Histogram, ascii: bool) -> str:
+    return draw.printable(histogram.title or draw.words(histogram.name), ascii)
 
 
 def _percentiles(histogram: Histogram, ascii: bool) -> Line:

@@ -17,7 +17,7 @@ from json.encoder import JSONEncoder
 from typing import Any
 
 from hypermesh_ebpf.errors import OutputError
-from hypermesh_ebpf.metrics.sample import End, Event, Sample, Start
+from hypermesh_ebpf.metrics.sample import End, Event, Histogram, Sample, Start
 from hypermesh_ebpf.output.writer import OutputClosed, Writer
 
 _BATCH = 1000
@@ -95,10 +95,7 @@ class JsonSink:
             "loss": sample.loss.as_dict(),
         }
         if sample.histograms:
-            line["histograms"] = [
-                {"name": each.name, "unit": each.unit, "buckets": each.buckets}
-                for each in sample.histograms
-            ]
+            line["histograms"] = [_histogram(each) for each in sample.histograms]
         self._write([line])
 
     def end(self, end: End) -> None:
@@ -127,6 +124,11 @@ class JsonSink:
         except ValueError:  # NaN or an infinity somewhere: JSON has no word for them
             text = "\n".join([encode(_finite(each)) for each in objects])
         self._writer.write((text + "\n").encode(self._charset, "hmebpf-json"))
+
+
+def _histogram(histogram: Histogram) -> dict[str, Any]:
+    drawn = {"name": histogram.name, "unit": histogram.unit, "buckets": histogram.buckets}
+    return drawn if histogram.key is None else {**drawn, "key": histogram.key}
 
 
 def _plain(value: Any) -> Any:

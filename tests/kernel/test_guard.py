@@ -251,7 +251,7 @@ path.unlink()
         assert attached(ns)
     assert done.stdout == (
         "detach xdp from lo: Operation not permitted (EPERM) | "
-        "see it with `ip link show`, take it off with `hmebpf cleanup` as root True\n"
+        "see it with `hmebpf list`, take it off with `hmebpf cleanup` as root True\n"
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hypermesh_ebpf.bpf import maps
+from hypermesh_ebpf.bpf import map_reader, maps
 from hypermesh_ebpf.bpf.libbpf import check, libbpf, possible_cpus
 from hypermesh_ebpf.bpf.maps import Map
 from hypermesh_ebpf.bpf.programs import create_map
@@ -63,7 +63,7 @@ def fill(map_: Map, kind: str, count: int) -> dict[int, int]:
 def singly(map_: Map) -> Map:
     """The same map, read as on a kernel without batches (before Linux 5.6)."""
     other = Map(map_.spec, map_.fd)
-    other._batched = False
+    other.reader.batched = False
     return other
 
 
@@ -95,7 +95,7 @@ def test_batches_and_single_reads_give_what_was_written(kind: str, count: int) -
     with new_map(spec(kind, room)) as map_:
         expected = fill(map_, kind, count)
         items = map_.items()
-        assert map_._batched or kind == "percpu_array"  # which has batches since Linux 5.13
+        assert map_.reader.batched or kind == "percpu_array"  # which has batches since Linux 5.13
         assert len(items) == len(expected)
         assert dict(items) == expected
         assert dict(singly(map_).items()) == expected
@@ -124,11 +124,11 @@ def test_bucket_that_does_not_fit_makes_the_batch_wider(
     kind: str, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Keys that share a hash bucket come together or not at all: ENOSPC, and nothing is lost."""
-    monkeypatch.setattr(maps, "_CHUNK", room)
+    monkeypatch.setattr(map_reader, "_CHUNK", room)
     with new_map(spec(kind, 1024)) as map_:
         expected = fill(map_, kind, 1000)
         items = map_.items()
-        assert map_._batched
+        assert map_.reader.batched
         assert len(items) == 1000
         assert dict(items) == expected
 

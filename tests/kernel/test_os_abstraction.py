@@ -114,7 +114,7 @@ def test_the_documents_network_tracepoints(os_: EbpfAbstraction) -> None:
         os_.attach_ebpf_monitor(handle, EbpfAttachType.tracepoint("syscalls", name))
     with pytest.raises(AlreadyAttached, match="sys_enter_connect"):
         os_.attach_ebpf_monitor(handle, EbpfAttachType.tracepoint("syscalls", "sys_enter_connect"))
-    assert len({program.attached for program in os_.list_programs()}) == 4
+    assert len({program.attached[0] for program in os_.list_programs()}) == 4
     before = sum(value or 0 for value in os_.read_ebpf_metrics(handle).values.values())
     code = (
         "import socket\n"
@@ -149,7 +149,7 @@ def test_the_documents_eight_bytes_are_refused(os_: EbpfAbstraction) -> None:
     with pytest.raises(VerifierError, match="R0 !read_ok") as caught:
         os_.attach_ebpf_monitor(handle, EXECVE)
     assert "r0" in (caught.value.remedy or "")
-    assert os_.list_programs()[0].attached is None
+    assert os_.list_programs()[0].attached == ()
 
 
 def test_c_source(os_: EbpfAbstraction) -> None:
@@ -159,7 +159,7 @@ def test_c_source(os_: EbpfAbstraction) -> None:
     execute(43)
     values = os_.read_ebpf_metrics(handle).values
     assert values["execs.0"] >= 43  # type: ignore[operator]
-    assert os_.list_programs()[0].attached == str(EXECVE)
+    assert os_.list_programs()[0].attached == (str(EXECVE),)
 
 
 def test_c_file(os_: EbpfAbstraction, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_another_owners_program_is_left_alone(
         f'(id {theirs.id}, "somebody_else") is attached'
     )
     assert caught.value.remedy == (
-        f"see it with `ip -d link show {clean.left_iface}`; take it over with --replace"
+        f"see it with `hmebpf list --iface {clean.left_iface}`; take it over with --replace"
     )
     assert seen(clean.left, clean.left_iface) == (their_mode, theirs.id)
 

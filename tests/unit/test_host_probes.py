@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hypermesh_ebpf.errors import MissingBtf, Unsupported
-from hypermesh_ebpf.host import environment, hooks, kernel_btf, symbols, trials
+from hypermesh_ebpf.host import environment, hook_probes, kernel_btf, symbols, trials
 from hypermesh_ebpf.host.hooks import KINDS, probe_hook
 from hypermesh_ebpf.host.symbols import find_function, resolve_syscall_function
 
@@ -108,7 +108,7 @@ def test_kernel_without_kprobes_or_uprobes_is_told_by_its_event_sources(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(trials, "event_source", lambda name: None)
-    monkeypatch.setattr(hooks, "_has_kprobe_events", lambda: False)
+    monkeypatch.setattr(hook_probes, "_has_kprobe_events", lambda: False)
     probe_hook.cache_clear()
     try:
         for kind, config in (("kprobe", "KPROBE_EVENTS"), ("uretprobe", "UPROBE_EVENTS")):

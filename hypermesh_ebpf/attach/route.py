@@ -1,0 +1,71 @@
+"""Route netlink by pyroute2: the socket, and the boundary at which refusals become our errors."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hypermesh_ebpf.errors import (
+    AttachError,
+    HmebpfError,
+    MissingDependency,
+    MissingPrivilege,
+    TargetGone,
+    describe_errno,
+)
+
+
+class Refused(Exception):
+    """The kernel's no to a netlink request."""
+
+    def __init__(self, number: int, words: str) -> None:
+        self.words = describe_errno(number, words)
+        self.errno = number
+        super().__init__(self.words)
+
+
+@contextmanager
+def open_route(what: str) -> Iterator[Any]:
+    """A route netlink socket.  What nobody inside explained is raised as AttachError, TargetGone,
+    or MissingDependency without pyroute2."""
+    try:
+        from pyroute2 import IPRoute  # 200 ms
+    except ImportError as error:
+        raise MissingDependency(
+            what, str(error), "install it with `python3 -m pip install pyroute2`"
+        ) from error
+    try:
+        with IPRoute(ext_ack=True) as route:
+            yield route
+    except Refused as refused:
+        kind = TargetGone if refused.errno == errno.ENODEV else AttachError
+        raise kind(what, refused.words, errno=refused.errno) from refused
+    except OSError as error:
+        raise AttachError(what, str(error), errno=error.errno) from error
+
+
+def ask(request: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """One request's answer.  Raises Refused."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        return request(*arguments, **options)
+    except NetlinkError as error:
+        raise Refused(error.code, str(error.args[1])) from error
+
+
+def common_refusal(what: str, refused: Refused) -> HmebpfError | None:
+    """The error for what is refused alike everywhere: privileges, an interface that is gone."""
+    number, words = refused.errno, refused.words
+    if number in (errno.EPERM, errno.EACCES):
+        return MissingPrivilege(
+            what,
+            f"{words}: CAP_NET_ADMIN is missing",
+            "run it as root, or give the process CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON",
+            errno=number,
+        )
+    if number == errno.ENODEV:
+        return TargetGone(what, words, "see what is there with `ip -br link`", errno=number)
+    return None

@@ -1,0 +1,203 @@
+"""Users' programs as a session: loaded, attached, read like a monitor; or pinned, to outlive us.
+
+What :mod:`hypermesh_ebpf.run` needs of a session is here, with the maps' own tables and events.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from hypermesh_ebpf.attach_type import EbpfAttachType
+from hypermesh_ebpf.bpf.spec import MapSpec
+from hypermesh_ebpf.errors import UsageError
+from hypermesh_ebpf.guard import Guard
+from hypermesh_ebpf.loader import Loader
+from hypermesh_ebpf.metrics.sample import Event, Loss, Sample, Start
+from hypermesh_ebpf.program_set import Program, ProgramSet, Source
+from hypermesh_ebpf.program_view import make_view
+from hypermesh_ebpf.watching import count_missed
+from hypermesh_ebpf.worker import Report
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the user asked for: files, attach points (of a program, or of whichever fits), ..."""
+
+    files: tuple[str, ...]
+    attach: tuple[tuple[str | None, EbpfAttachType], ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    name: str | None = None
+    use_cache: bool = True
+
+    @property
+    def title(self) -> str:
+        """What they are called on screen."""
+        return self.name or " ".join(Path(file).name for file in self.files)
+
+
+class ProgramSession:
+    """Users' programs that run; made by :func:`open_programs`, closed as a context manager."""
+
+    def __init__(self, loader: Loader, sets: Sequence[ProgramSet], title: str) -> None:
+        self._loader, self._sets = loader, sets
+        self.monitor, self._collector = make_view(_name_maps(sets), title)
+        self.options: Mapping[str, Any] = {"events": bool(self._collector.rings)}
+        self.rings = self._collector.rings
+        attached = [each for programs in sets for each in programs.attached()]
+        hooks = tuple(dict.fromkeys(each.hook for each in attached))
+        targets = tuple(dict.fromkeys(each.point.target or "system" for each in attached))
+        self.target: str | list[str] = targets[0] if len(targets) == 1 else list(targets)
+        self._attached_at = time.monotonic()
+        self._programs = [p for programs in sets for p in programs.programs if p.attached]
+        ids = tuple(program.id for program in self._programs if program.id is not None)
+        self.start = Start(time.time(), title, self.target, hooks, None, ids)
+
+    @property
+    def guard(self) -> Guard | None:
+        """The guard that detaches if this process dies; None where the kernel does so itself."""
+        return self._loader.guard
+
+    def events(self) -> list[Event]:
+        """What came in ring and perf buffers since the last call."""
+        return self._collector.events()
+
+    def read(self) -> Sample:
+        """What is in the maps now.  Raises MapError, TargetGone."""
+        self._loader.check_places()
+        self._collector.drain()
+        reading = self._collector.collect()
+        missed = count_missed(
+            [(p.attached[0].point.kind, p.fd) for p in self._programs if p.fd is not None]
+        )
+        return Sample(
+            time=time.time(),
+            monitor=self.monitor.name,
+            target=self.target,
+            elapsed_s=round(time.monotonic() - self._attached_at, 3),
+            totals=reading.totals,
+            rows=reading.rows,
+            loss=Loss(reading.events_lost, reading.map_full, missed),
+            histograms=reading.histograms,
+            tables=reading.tables,
+        )
+
+    def close(self) -> None:
+        """Detach, and free everything.  Raises DetachError."""
+        with ExitStack() as undo:
+            undo.callback(self._loader.close)
+            undo.callback(self._collector.close)
+
+    def __enter__(self) -> ProgramSession:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_programs(wanted: Wanted, report: Report) -> ProgramSession:
+    """Load and attach what is wanted.  Raises any HmebpfError; nothing is left then."""
+    with ExitStack() as undo:
+        loader = undo.enter_context(Loader(report))
+        sets = _load_all(loader, wanted)
+        for program, point in _plan(sets, wanted.attach):
+            loader.attach(program, point)
+        session = ProgramSession(loader, sets, wanted.title)
+        undo.pop_all()
+        return session
+
+
+def pin(wanted: Wanted, report: Report) -> list[str]:
+    """Load, attach by kernel links, pin everything; what to tell the user.
+
+    Raises PinError, HookUnsupported where this kernel has no link for a hook, UsageError.
+    """
+    from hypermesh_ebpf.host import pins
+
+    name = wanted.name or Path(wanted.files[0]).name.partition(".")[0]
+    pins.check_name(name)
+    with Loader(report) as loader:
+        sets = _load_all(loader, wanted)
+        links: list[tuple[str, int]] = []
+        hooks: list[str] = []
+        for program, point in _plan(sets, wanted.attach):
+            attached = loader.attach(program, point, pinnable=True)
+            links += [(program.spec.name, fd) for fd in attached.descriptors]
+            hooks.append(attached.hook)
+        programs = {
+            program.spec.name: program.fd
+            for programs in sets
+            for program in programs.programs
+            if program.fd is not None
+        }
+        maps = {spec.name: fd for spec, fd in _name_maps(sets)}
+        path = pins.pin_set(name, programs, maps, links)
+    return [
+        f"pinned {name} at {path}: {', '.join(hooks)}",
+        f"read it with `hmebpf dump {name}`, end it with `hmebpf unload {name}`",
+    ]
+
+
+def _load_all(loader: Loader, wanted: Wanted) -> list[ProgramSet]:
+    """Every file's maps and programs; attach points are handed on that name a program."""
+    sources = [Source.read(Path(file)) for file in wanted.files]
+    named = {name: point for name, point in wanted.attach if name is not None}
+    return [
+        loader.load(
+            source,
+            settings=wanted.settings,
+            attach=named,
+            flags=wanted.flags,
+            use_cache=wanted.use_cache,
+        )
+        for source in sources
+    ]
+
+
+def _plan(
+    sets: Sequence[ProgramSet], wanted: Sequence[tuple[str | None, EbpfAttachType]]
+) -> list[tuple[Program, EbpfAttachType]]:
+    """Which program goes where: as the user says, the rest as their sources say.
+
+    Raises UsageError for a point that no program fits, and where a program has no point.
+    """
+    plan: list[tuple[Program, EbpfAttachType]] = []
+    for name, point in wanted:
+        if name is not None:
+            owners = [each for each in sets if name in (p.spec.name for p in each.programs)]
+            plan += [(each.find(name), point) for each in owners or sets[:1]]
+            continue
+        fitting = [each for each in sets if each.fits(point)]
+        plan += [(each.choose(point), point) for each in fitting or sets[:1]]
+    told = {id(program) for program, _point in plan}
+    for programs in sets:
+        for program in programs.programs:
+            if id(program) not in told and program.spec.name not in programs.tail_called:
+                plan.append((program, programs.default_point(program)))
+    if not plan:
+        names = ", ".join(programs.name for programs in sets)
+        raise UsageError(f"load {names}", "there is no program in it", "see its sections")
+    return plan
+
+
+def _name_maps(sets: Sequence[ProgramSet]) -> list[tuple[MapSpec, int]]:
+    """All maps; those of several files that share a name are told apart by the files'."""
+    from dataclasses import replace
+
+    every = [(programs.name, spec, fd) for programs in sets for spec, fd in programs.maps]
+    names = [spec.name for _owner, spec, _fd in every]
+    return [
+        (spec if names.count(spec.name) == 1 else replace(spec, name=f"{owner}:{spec.name}"), fd)
+        for owner, spec, fd in every
+    ]
