@@ -292,17 +292,21 @@ def unload_set(objects: Objects, name: str) -> list[str]:
     for link in links:
         with suppress(DetachError):  # what cannot be detached ends with its pin
             lines += detach_link(objects, link, force=True)
-    removed = pins.remove_set(name)
+    removed = pins.remove_set(name, "unload")
     if not lines and links:
-        lines.append(f"removed the pins of {len(links)} links")
-    lines.append(f"unloaded {name}: {len(removed)} pins removed")
+        lines.append(f"detached {name}: its links ended with their pins")
+    lines.append(f"unloaded {name}: {_count(removed)} removed")
     return lines + _still_held(objects, name)
 
 
 def unpin_set(objects: Objects, name: str) -> list[str]:
     """Remove a set's pins; what processes hold goes on.  Raises as :func:`unload_set`."""
     removed = pins.remove_set(name)
-    return [f"unpinned {name}: {len(removed)} pins removed", *_still_held(objects, name)]
+    return [f"unpinned {name}: {_count(removed)} removed", *_still_held(objects, name)]
+
+
+def _count(paths: list[str]) -> str:
+    return f"{len(paths)} pin{'' if len(paths) == 1 else 's'}"
 
 
 def _still_held(objects: Objects, name: str) -> list[str]:

@@ -109,17 +109,11 @@ class Guard:
         """
         return self._live_socket().fileno()
 
-    def hold(
-        self, hold: Hold | int, prog_fd: int | str | None = None, path: str | None = None
-    ) -> None:
+    def hold(self, hold: Hold, ledger_path: str | None) -> None:
         """From when this returns, the guard removes this program from this interface at our end.
 
         ``ledger_path`` is the entry that it deletes then.  Raises GuardError.
         """
-        if isinstance(hold, int):
-            hold, ledger_path = Hold(hold, "", 0, int(prog_fd or 0)), path
-        else:
-            ledger_path = None if prog_fd is None else str(prog_fd)
         with self._lock:
             if self._over:
                 raise GuardError("use the guard", "it was released already")

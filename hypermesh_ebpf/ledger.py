@@ -85,13 +85,11 @@ def directory() -> Path:
     return path
 
 
-def record(hold: Hold | int, iface: str = "", prog_id: int = 0) -> Path:
+def record(hold: Hold) -> Path:
     """Write down that this process is about to attach a program; the entry's path.
 
     The guard deletes the entry when the program is off.  Raises HmebpfError.
     """
-    if isinstance(hold, int):
-        hold = Hold(hold, iface, prog_id, -1)
     entry = Entry(
         kind=hold.kind,
         ifindex=hold.ifindex,

@@ -252,6 +252,8 @@ class Loader:
             for guard in self._guards.values():
                 undo.push(guard)
             attached = {id(each): each for each in itertools.chain(*(p.attached() for p in sets))}
+            for each in attached.values():
+                undo.callback(log.info, "detached from %s", each.hook)
             undo.callback(
                 close_attachments, [fd for each in attached.values() for fd in each.descriptors]
             )

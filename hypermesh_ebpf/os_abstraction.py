@@ -215,8 +215,15 @@ class EbpfAbstraction:
         point = _point(attach_type)
         sets = [self._get(handle, "reorder").programs for handle in handles]
         here = self._loader.members(point)
-        order = [program for programs in sets for program in here if program.owner is programs]
-        self._loader.reorder(point, order)
+        order = [[each for each in here if each.owner is programs] for programs in sets]
+        if not all(order):
+            names = ", ".join(each.spec.name for each in here) or "none"
+            raise UsageError(
+                f"reorder the programs of {point}",
+                "these are not the programs that run there",
+                f"name the handles of: {names}",
+            )
+        self._loader.reorder(point, [each for group in order for each in group])
 
     def read_ebpf_metrics(self, handle: EbpfHandle) -> EbpfMetrics:
         """Every number of the handle's maps, now; ``probe_hits`` for a program without maps.

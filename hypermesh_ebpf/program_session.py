@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -52,7 +52,7 @@ class ProgramSession:
         self.rings = self._collector.rings
         attached = [each for programs in sets for each in programs.attached()]
         hooks = tuple(dict.fromkeys(each.hook for each in attached))
-        targets = tuple(dict.fromkeys(each.point.target or "system" for each in attached))
+        targets = tuple(dict.fromkeys(_watched(each.point) for each in attached))
         self.target: str | list[str] = targets[0] if len(targets) == 1 else list(targets)
         self._attached_at = time.monotonic()
         self._programs = [p for programs in sets for p in programs.programs if p.attached]
@@ -191,13 +191,21 @@ def _plan(
     return plan
 
 
+def _watched(point: EbpfAttachType) -> str:
+    """What a program sees: an interface, a cgroup, else the whole system."""
+    return point.target if point.kind in ("xdp", "tc", "cgroup") else "system"
+
+
 def _name_maps(sets: Sequence[ProgramSet]) -> list[tuple[MapSpec, int]]:
     """All maps; those of several files that share a name are told apart by the files'."""
-    from dataclasses import replace
-
-    every = [(programs.name, spec, fd) for programs in sets for spec, fd in programs.maps]
-    names = [spec.name for _owner, spec, _fd in every]
-    return [
-        (spec if names.count(spec.name) == 1 else replace(spec, name=f"{owner}:{spec.name}"), fd)
-        for owner, spec, fd in every
-    ]
+    names = [spec.name for programs in sets for spec, _fd in programs.maps]
+    files = [programs.name for programs in sets]
+    found = []
+    for number, programs in enumerate(sets):
+        owner = programs.name
+        if files.count(owner) > 1:  # one file given several times
+            owner += f"#{files[: number + 1].count(owner)}"
+        for spec, fd in programs.maps:
+            shared = names.count(spec.name) > 1
+            found.append((replace(spec, name=f"{owner}:{spec.name}") if shared else spec, fd))
+    return found

@@ -10,7 +10,7 @@ from typing import Any
 
 from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf.spec import MapSpec, ProgramSpec, pack_program, unpack_program
-from hypermesh_ebpf.errors import UsageError
+from hypermesh_ebpf.errors import InvalidProgram, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,14 @@ class Source:
         """
         from hypermesh_ebpf.image import bytecode, elf
 
-        if elf.is_elf(data):
-            elf.check_object(data)
-            return cls("elf", name, data)
-        bytecode.check_bytecode(data)
+        try:
+            if elf.is_elf(data):
+                elf.check_object(data)
+                return cls("elf", name, data)
+            bytecode.check_bytecode(data)
+        except InvalidProgram as error:
+            error.what = f"load {name}"
+            raise
         return cls("bytecode", name, data)
 
 

@@ -144,6 +144,7 @@ class Opening:
                 for line in ledger.sweep():
                     report("note", line)
             loaded = unpack_monitor(*self._worker.result(self._hold, report))
+            undo.callback(log.info, "detached from %s", ", ".join(loaded.hooks))
             undo.callback(close_all, loaded.descriptors())
             undo.callback(close_attachments, loaded.attachments())
             self._worker.close()

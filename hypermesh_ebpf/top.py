@@ -20,7 +20,8 @@ from typing import Any
 from hypermesh_ebpf.bpf import info
 from hypermesh_ebpf.bpf.libbpf import check, libbpf
 from hypermesh_ebpf.errors import HmebpfError, MissingPrivilege, Unsupported, describe_errno
-from hypermesh_ebpf.host.objects import Objects, name_program, read_objects
+from hypermesh_ebpf.host.object_names import name_program
+from hypermesh_ebpf.host.objects import Objects, read_objects
 from hypermesh_ebpf.metrics.sample import Event, Loss, Row, Sample, Start
 from hypermesh_ebpf.monitors.declaration import Column, Monitor, Options
 

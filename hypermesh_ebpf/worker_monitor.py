@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from hypermesh_ebpf import monitors
+from hypermesh_ebpf import log, monitors
 from hypermesh_ebpf.attach import attach
 from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf.libbpf import BPF_ANY, check, libbpf
@@ -202,6 +202,7 @@ class _Load:
                 program["id"],
                 lambda hold: self._talk.hold(asdict(hold), hold.prog_fd),
             )
+            log.info("attached program %d (%s) to %s", program["id"], program["name"], made.hook)
             target.attachments += made.descriptors
             self._hooks[made.hook] = None
             if made.ifindex is not None:

@@ -1,4 +1,4 @@
-"""A process that holds and attaches XDP programs, for the tests that kill it."""
+"""A process that holds and attaches programs, for the tests that kill it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from tests.netns import Namespace, VethPair, veth_pair, wait_until
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
-# Holds and attaches to each interface named, says so, then obeys lines: "watch" waits for the
+# Holds and attaches to each place named (an interface for XDP, "tc:lo,..."), says so, then obeys lines: "watch" waits for the
 # guard's death and replaces it, "fork" makes a child that stays, "release" ends in order.
 OWNER = """
 import json, os, select, signal, sys
 from hypermesh_ebpf import ledger
-from hypermesh_ebpf.attach import xdp
+from hypermesh_ebpf.attach import attach
+from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.guard import Guard
-from tests.programs import load_program, program_id
+from tests.programs import SCHED_CLS, XDP, load_program, program_id
 
 def tell(**what):
     print(json.dumps(what), flush=True)
@@ -33,12 +34,18 @@ users_own = os.pipe()
 for end in users_own:
     os.set_inheritable(end, True)  # as the shell's `3>file` is
 guard = Guard.start()
-fd = load_program("hm_guarded")
-for iface in sys.argv[1:]:
-    ifindex = xdp.find_interface(iface)
-    path = ledger.record(ifindex, iface, program_id(fd))
-    guard.hold(ifindex, fd, str(path))
-    xdp.attach(fd, program_id(fd), iface)
+programs = {}
+
+def hold(wanted):
+    guard.hold(wanted, str(ledger.record(wanted)))
+
+for text in sys.argv[1:]:
+    kind = text.partition(":")[0] if ":" in text else "xdp"
+    if kind not in programs:
+        programs[kind] = load_program("hm_guarded", XDP if kind == "xdp" else SCHED_CLS)
+    point = EbpfAttachType.parse(text if ":" in text else f"xdp:{text}")
+    attach(point, programs[kind], program_id(programs[kind]), hold)
+(fd,) = programs.values()
 tell(guard=guard.pid, program=program_id(fd))
 for line in sys.stdin:
     if line == "watch\\n":
@@ -88,6 +95,22 @@ def attached(ns: Namespace) -> set[int]:
     """The ids of all XDP programs in a namespace, by `ip`."""
     links = json.loads(ns.run("ip", "-j", "-d", "link").stdout)
     return {link["xdp"]["prog"]["id"] for link in links if "prog" in link.get("xdp", {})}
+
+
+def tc_filters(ns: Namespace, iface: str) -> list[tuple[str, int, int]]:
+    """(direction, priority, program id) of every filter on an interface, by `tc`."""
+    found = []
+    for side in ("ingress", "egress"):
+        done = ns.run("tc", "-j", "filter", "show", "dev", iface, side, check=False)
+        for each in json.loads(done.stdout or "[]"):
+            program = each.get("options", {}).get("prog")
+            if program:
+                found.append((side, each["pref"], program["id"]))
+    return found
+
+
+def has_clsact(ns: Namespace, iface: str) -> bool:
+    return "clsact" in ns.run("tc", "qdisc", "show", "dev", iface).stdout
 
 
 def entries(ns: Namespace) -> list[ledger.Entry]:

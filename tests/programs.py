@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hypermesh_ebpf.bpf.libbpf import ProgLoadOpts, check, libbpf
 
-SOCKET_FILTER, XDP = 1, 6  # BPF_PROG_TYPE_...
+SOCKET_FILTER, SCHED_CLS, XDP = 1, 3, 6  # BPF_PROG_TYPE_...
 _RETURN_2 = bytes.fromhex("b7000000020000009500000000000000")  # r0 = 2 (XDP_PASS); exit
 
 

@@ -3,8 +3,8 @@
 A chain is built in one of three ways:
 
 - ``single``: one member is the program itself; nothing is added.
-- ``merged``: one program, a dispatcher that calls each member as a BPF function (bpf-to-bpf call)
-  and goes on while the packet is passed.
+- ``merged``: one program, a dispatcher that calls each member but the last as a BPF function
+  (bpf-to-bpf call), goes on while the packet is passed, and ends in the last.
 - ``wrapped``: where the kernel refuses the merged one (too complex, too many maps), or where the
   members' licences must not be mixed: every member but the last is called by a wrapper of its own
   that goes on with the next by a tail call, through a program array.  The last runs as it is.
@@ -30,6 +30,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from hypermesh_ebpf import log
 from hypermesh_ebpf.bpf.function_info import load_function_info
@@ -50,7 +51,7 @@ from hypermesh_ebpf.errors import (
 NAME = "hmebpf_chain"
 """What the head of a chain of several members is called in the kernel (15 characters at most)."""
 
-MAX_MERGED = 255
+MAX_MERGED = 256
 """Members of a merged chain, if none has functions of its own (BPF_MAX_SUBPROGS)."""
 
 MAX_WRAPPED = 33
@@ -154,14 +155,14 @@ def merge(members: Sequence[Member], kind: str) -> Assembly:
         head += _ending_jumps(kind, end - len(head) - 1)
         place += len(member.program.instructions) // 8
     head += [_instruction(_JUMP, 0, 0, 1), _instruction(_EXIT), _instruction(_MOV, 1, 6)]
-    (_, *own), name = _functions(last.program, len(head)), f"{NAME}_{last.program.name}"
-    code, functions = b"".join(head), [(0, name)]
+    code, functions = b"".join(head), [(0, f"{NAME}_{last.program.name}")]
     refs: list[tuple[int, int]] = []
-    for member in (last, *called):
-        start, program = len(code) // 8, member.program
-        before = sum(len(each.maps) for each in members[: members.index(member)])
-        refs += [(8 * start + at, before + index) for at, index in program.map_refs]
-        functions += own if member is last else _functions(program, start)
+    maps_before = [0, *accumulate(len(member.maps) for member in members)]
+    for number in (len(called), *range(len(called))):
+        start, program = len(code) // 8, members[number].program
+        refs += [(8 * start + at, maps_before[number] + index) for at, index in program.map_refs]
+        found = _functions(program, start)
+        functions += found[1:] if number == len(called) else found
         code += program.instructions
     return Assembly(ProgramSpec(NAME, code, tuple(refs), kind), tuple(functions))
 
@@ -231,7 +232,7 @@ def load_chain(members: Sequence[Member], kind: str) -> Chain:
     if license is None:
         note = "GPL-compatible programs and others are not merged into one"
     elif len(members) > MAX_MERGED:
-        note = f"a program has {MAX_MERGED + 1} functions at most"
+        note = f"a program has {MAX_MERGED} functions at most"
     else:
         try:
             maps = [fd for member in members for fd in member.maps]

@@ -133,7 +133,8 @@ class MapReader:
                 yield struct.pack("=I", index)
             return
         # Keys first: deleting the current key while walking would start the walk again.
-        key, found = None, []
+        key: bytes | None = None
+        found: list[bytes] = []
         following = ct.create_string_buffer(self.spec.key_size)
         most = 2 * self.spec.max_entries if limit is None else 2 * limit + 1
         while len(found) <= most:

@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from hypermesh_ebpf.bpf import info
 from hypermesh_ebpf.bpf.btf import Btf
 from hypermesh_ebpf.bpf.disassembler import Instruction, Names, disassemble
-from hypermesh_ebpf.errors import MissingBtf, MissingPrivilege
+from hypermesh_ebpf.errors import (
+    MissingBtf,
+    MissingPrivilege,
+    ObjectNotFound,
+    describe_errno,
+)
 
 _KALLSYMS = "/proc/kallsyms"
 _BASE = "__bpf_call_base"
@@ -37,10 +42,18 @@ class Step:
 def read_instructions(program_id: int, map_names: Mapping[int, str]) -> list[Step]:
     """A program as the kernel runs it, from its first instruction to its last.
 
-    ``map_names`` are the names of the host's maps by id.  Raises OSError, MissingPrivilege where
-    the kernel does not show the instructions.
+    ``map_names`` are the names of the host's maps by id.  Raises ObjectNotFound, MissingPrivilege
+    where the kernel does not show the instructions.
     """
-    fd = info.open_by_id("program", program_id)
+    try:
+        fd = info.open_by_id("program", program_id)
+    except OSError as error:
+        raise ObjectNotFound(
+            f"show the instructions of program {program_id}",
+            describe_errno(error.errno or 0),
+            "`hmebpf list programs` shows what there is",
+            errno=error.errno,
+        ) from error
     try:
         about, code = info.read_program(fd), info.read_translated(fd)
     finally:

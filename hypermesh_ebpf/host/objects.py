@@ -19,17 +19,16 @@ from functools import partial
 from typing import Any, TypeVar
 
 from hypermesh_ebpf.bpf import info
-from hypermesh_ebpf.bpf.btf import Btf
 from hypermesh_ebpf.bpf.info import MapInfo, ProgramInfo
 from hypermesh_ebpf.bpf.link_info import LinkInfo, read_link
-from hypermesh_ebpf.errors import HmebpfError, MissingBtf, MissingPrivilege, describe_errno
+from hypermesh_ebpf.errors import HmebpfError, MissingPrivilege, describe_errno
 from hypermesh_ebpf.host import chains, pins
 from hypermesh_ebpf.host.attachment import Attachment
 from hypermesh_ebpf.host.attachments import read_attachments
 from hypermesh_ebpf.host.holders import Holder, Holders, read_holders
+from hypermesh_ebpf.host.object_names import name_map, name_program, resolve_btf
 from hypermesh_ebpf.host.users import name_user
 
-_SHORT_NAME = 15  # BPF_OBJ_NAME_LEN without its end
 T = TypeVar("T")
 
 
@@ -181,6 +180,7 @@ class _Found:
     names: dict[int, str] = field(default_factory=dict)
     members: dict[int, tuple[str, ...]] = field(default_factory=dict)
     maps: dict[int, MapInfo] = field(default_factory=dict)
+    map_names: dict[int, str] = field(default_factory=dict)
     links: dict[int, LinkInfo] = field(default_factory=dict)
     sockmaps: dict[int, int] = field(default_factory=dict)
 
@@ -260,6 +260,7 @@ def _take_program(found: _Found, number: int, fd: int) -> None:
 
 def _take_map(found: _Found, number: int, fd: int) -> None:
     about = found.maps[number] = info.read_map(fd)
+    found.map_names[number] = name_map(about)
     if about.type in ("sockmap", "sockhash"):
         found.sockmaps[number] = os.dup(fd)
 
@@ -273,26 +274,6 @@ def _take_link(found: _Found, number: int, fd: int) -> None:
         if error.errno == errno.EPERM or "link_type" not in fdinfo:
             raise
         found.links[number] = LinkInfo(number, "unspec", int(fdinfo.get("prog_id", 0)))
-
-
-def name_program(fd: int, about: ProgramInfo) -> str:
-    """A program's whole name: the kernel keeps 15 characters, its BTF the function's name."""
-    if len(about.name) < _SHORT_NAME or not about.btf_id:
-        return about.name
-    try:
-        type_id = info.read_first_function(fd)
-        name = Btf.from_id(about.btf_id).type(type_id).name if type_id else ""
-    except (OSError, MissingBtf):
-        return about.name
-    return name if name.startswith(about.name) else about.name
-
-
-def resolve_btf(object_id: int, type_id: int) -> str | None:
-    """The name of a type in a BTF object of the kernel, None where it cannot be had."""
-    try:
-        return Btf.from_id(object_id).type(type_id).name or None
-    except (OSError, MissingBtf):
-        return None
 
 
 def _join(
@@ -369,7 +350,7 @@ def _join(
         ours = is_ours("map", number, processes) or any(programs[each].ours for each in users)
         return MapObject(
             number,
-            about.name,
+            found.map_names[number],
             ours,
             about,
             tuple(users),

@@ -237,12 +237,12 @@ def _not_found(what: str) -> ObjectNotFound:
     return ObjectNotFound(what, "no set of that name is pinned", remedy)
 
 
-def remove_set(name: str) -> list[str]:
+def remove_set(name: str, verb: str = "unpin") -> list[str]:
     """Remove a set's pins, links first; the paths.  What nothing else holds is gone thereby.
 
     Raises ObjectNotFound, PinError, MissingPrivilege.
     """
-    what = f"unpin {name}"
+    what = f"{verb} {name}"
     path = _require_directory(what) / check_name(name)
     try:
         if not path.is_dir():

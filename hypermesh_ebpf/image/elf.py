@@ -161,7 +161,7 @@ class _Object:
 
     def prepare_programs(self, attach: Mapping[str, EbpfAttachType]) -> None:
         """Decide what each program is for, before anything is loaded."""
-        names = [self._lib.bpf_program__name(program).decode() for program in self._programs]
+        names = [self._lib.bpf_program__name(program).decode(errors="replace") for program in self._programs]
         if not names:
             raise MalformedObject(
                 f"load {self._name}",
@@ -393,7 +393,7 @@ class _Object:
         code = ct.string_at(lib.bpf_program__insns(program), size)
         kind, attach = self._kinds[program]
         return ProgramSpec(
-            lib.bpf_program__name(program).decode(),
+            lib.bpf_program__name(program).decode(errors="replace"),
             code,
             tuple((offset, places[fd]) for offset, _variant, fd in map_references(code)),
             kind,

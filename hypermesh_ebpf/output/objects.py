@@ -191,7 +191,7 @@ def draw_objects(
         rows = [_ROWS[kind](each, objects) for each in items]
         if rows:
             lines += draw_rows(_shown(kind, rows), rows, width, ascii)
-        else:
+        elif len(kinds) == 1:
             lines.append([(f"no {kind}", "dim")])
     if any(line and line[0][0].startswith("*") for line in lines):
         lines += [[], [("* ours", "dim")]]

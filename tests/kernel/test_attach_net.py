@@ -33,6 +33,7 @@ from hypermesh_ebpf.host.filesystems import CGROUP2, find_mount
 from hypermesh_ebpf.host.hooks import require_hook
 from tests.counting import CGROUP_ALLOW, TC_NEXT, TC_PASS, XDP_PASS, Counter, wait_until_freed
 from tests.netns import Namespace, VethPair, needs_namespaces, veth_pair
+from tests.owner import has_clsact, tc_filters
 from tests.packets import ethernet, received_packets, send_frames
 
 pytestmark = [needs_namespaces, pytest.mark.kernel, pytest.mark.vm_too]
@@ -65,8 +66,8 @@ def cable() -> Iterator[VethPair]:
 def veth(cable: VethPair) -> Iterator[VethPair]:
     """The pair; at the end nothing may be on its left side."""
     yield cable
-    assert not filters(cable.left, cable.left_iface)
-    assert qdiscs(cable.left, cable.left_iface) <= {"noqueue"}
+    assert not tc_filters(cable.left, cable.left_iface)
+    assert not has_clsact(cable.left, cable.left_iface)
     assert "xdp" not in on_link(cable.left, cable.left_iface)
     assert not [entry for entry in ledger.entries() if entry.netns == cable.left.inode]
 
@@ -74,23 +75,6 @@ def veth(cable: VethPair) -> Iterator[VethPair]:
 def on_link(ns: Namespace, iface: str) -> dict[str, Any]:
     (link,) = json.loads(ns.run("ip", "-j", "-d", "link", "show", "dev", iface).stdout)
     return dict(link)
-
-
-def qdiscs(ns: Namespace, iface: str) -> set[str]:
-    shown = json.loads(ns.run("tc", "-j", "qdisc", "show", "dev", iface).stdout)
-    return {each["kind"] for each in shown}
-
-
-def filters(ns: Namespace, iface: str) -> list[tuple[str, int, int]]:
-    """(direction, priority, program id) of every filter, as tc tells."""
-    found = []
-    for side in ("ingress", "egress"):
-        done = ns.run("tc", "-j", "filter", "show", "dev", iface, side, check=False)
-        for each in json.loads(done.stdout or "[]"):
-            program = each.get("options", {}).get("prog")
-            if program:
-                found.append((side, each["pref"], program["id"]))
-    return found
 
 
 class Holder:
@@ -197,7 +181,7 @@ def test_tc_counts_every_packet_that_comes(veth: VethPair, counter: Counter, ret
     with guarded() as holder:
         made = attach(point, fd, prog_id, holder)
         assert (made.hook, made.held, made.descriptors, made.note) == ("tc:ingress", True, (), None)
-        assert filters(veth.left, veth.left_iface) == [("ingress", 49152, prog_id)]
+        assert tc_filters(veth.left, veth.left_iface) == [("ingress", 49152, prog_id)]
         (entry,) = [e for e in ledger.entries() if e.netns == veth.left.inode]
         assert (entry.kind, entry.prog_id, entry.filter) == ("tc", prog_id, made.filter)
         assert receive(veth, PRIME) == PRIME
@@ -214,7 +198,7 @@ def test_tc_counts_every_packet_that_goes(veth: VethPair, counter: Counter) -> N
     with guarded() as holder:
         made = attach(point, fd, prog_id, holder)
         assert made.hook == "tc:egress"
-        assert filters(veth.left, veth.left_iface) == [("egress", 7, prog_id)]
+        assert tc_filters(veth.left, veth.left_iface) == [("egress", 7, prog_id)]
         before = received_packets(veth.right, veth.right_iface)
         frames = [ethernet(_EXPERIMENTAL, bytes(50))] * PRIME
         send_frames(veth.left, veth.left_iface, frames)
@@ -233,10 +217,10 @@ def test_both_directions_at_once(veth: VethPair, counter: Counter) -> None:
         outcome = holder.guard.remove(first)
         assert outcome
         assert outcome.what == "removed"
-        assert filters(veth.left, veth.left_iface) == [("egress", 49152, prog_id)]
+        assert tc_filters(veth.left, veth.left_iface) == [("egress", 49152, prog_id)]
         assert holder.guard.remove(first) is None
         assert holder.guard.remove(second)
-        assert "clsact" not in qdiscs(veth.left, veth.left_iface)
+        assert not has_clsact(veth.left, veth.left_iface)
         assert holder.guard.release() == []
 
 
@@ -245,9 +229,9 @@ def test_clsact_of_somebody_else_stays(veth: VethPair, counter: Counter) -> None
     fd, prog_id = counter.load(EbpfAttachType.tc("lo"))
     with guarded() as holder:
         attach(EbpfAttachType.tc(veth.left_iface), fd, prog_id, holder)
-        assert filters(veth.left, veth.left_iface)
-    assert not filters(veth.left, veth.left_iface)
-    assert "clsact" in qdiscs(veth.left, veth.left_iface)
+        assert tc_filters(veth.left, veth.left_iface)
+    assert not tc_filters(veth.left, veth.left_iface)
+    assert has_clsact(veth.left, veth.left_iface)
     free_clsact(veth)
 
 
@@ -256,7 +240,7 @@ def test_clsact_of_ours_stays_while_others_use_it(veth: VethPair, counter: Count
     with guarded() as holder:
         attach(EbpfAttachType.tc(veth.left_iface), fd, prog_id, holder)
         theirs = others_filter(veth, counter, 9)
-    assert filters(veth.left, veth.left_iface) == [("ingress", 9, theirs)]
+    assert tc_filters(veth.left, veth.left_iface) == [("ingress", 9, theirs)]
     free_clsact(veth)
 
 
@@ -271,8 +255,8 @@ def test_last_of_two_owners_takes_clsact_off(veth: VethPair, counter: Counter) -
                 f"{veth.left_iface} ingress: runs behind 1 other filter (priority 49152), "
                 "which may end before it"
             )
-        assert filters(veth.left, veth.left_iface) == [("ingress", 49153, other_id)]
-        assert "clsact" in qdiscs(veth.left, veth.left_iface)
+        assert tc_filters(veth.left, veth.left_iface) == [("ingress", 49153, other_id)]
+        assert has_clsact(veth.left, veth.left_iface)
 
 
 def test_priority_that_is_taken_and_one_behind_all(veth: VethPair, counter: Counter) -> None:
@@ -301,7 +285,6 @@ def test_ingress_qdisc_has_no_egress_side(veth: VethPair, counter: Counter) -> N
         attach(EbpfAttachType.tc(veth.left_iface), fd, prog_id, holder)
         assert receive(veth, 7) == 7
         assert counter.read() == 7
-    assert "ingress" in qdiscs(veth.left, veth.left_iface)
     veth.left.run("tc", "qdisc", "del", "dev", veth.left_iface, "ingress")
 
 
@@ -346,7 +329,7 @@ def test_filter_that_was_taken_off_or_replaced_is_not_ours(
         assert made.ifindex
         tc.swap(veth.left_iface, made.ifindex, made.filter, prog_id, theirs_fd)
         assert [outcome.what for outcome in holder.guard.release()] == ["not ours"]
-    assert filters(veth.left, veth.left_iface) == [("ingress", 49152, theirs_id)]
+    assert tc_filters(veth.left, veth.left_iface) == [("ingress", 49152, theirs_id)]
     free_clsact(veth)
 
 
@@ -355,7 +338,7 @@ def test_wrong_program_type_leaves_no_clsact(veth: VethPair, counter: Counter) -
     with guarded() as holder:
         with pytest.raises(AttachError, match="not of type sched_cls"):
             attach(EbpfAttachType.tc(veth.left_iface), fd, prog_id, holder)
-        assert "clsact" not in qdiscs(veth.left, veth.left_iface)
+        assert not has_clsact(veth.left, veth.left_iface)
 
 
 def test_interface_that_is_not_there(veth: VethPair, counter: Counter) -> None:
@@ -369,13 +352,13 @@ def test_interface_that_is_not_there(veth: VethPair, counter: Counter) -> None:
         tc.attach(fd, prog_id, "gone0", 4321, "ingress", None, lambda hold: None)
 
 
-def test_moved_interface_loses_its_filters(counter: Counter) -> None:
+def test_moved_interface_loses_its_tc_filters(counter: Counter) -> None:
     fd, prog_id = counter.load(EbpfAttachType.tc("lo"))
     with veth_pair() as pair, Namespace() as other, pair.left.entered(), guarded() as holder:
         attach(EbpfAttachType.tc(pair.left_iface), fd, prog_id, holder)
         pair.left.run("ip", "link", "set", pair.left_iface, "netns", other.path)
-        assert not filters(other, pair.left_iface)
-        assert "clsact" not in qdiscs(other, pair.left_iface)
+        assert not tc_filters(other, pair.left_iface)
+        assert not has_clsact(other, pair.left_iface)
         assert [outcome.what for outcome in holder.guard.release()] == ["gone"]
 
 

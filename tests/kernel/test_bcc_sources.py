@@ -193,12 +193,12 @@ BPF_TABLE_PUBLIC("hash", u32, u64, m_public, 8); BPF_TABLE_SHARED("hash", u32, u
 int f(struct xdp_md *ctx) { m_dist.increment(bpf_log2l(3)); return XDP_PASS; }
 """
 TYPES = {
-    **{"m_hash": 1, "m_array": 2, "m_prog": 3, "m_perf": 4, "m_counters": 4, "m_percpu_hash": 5},
-    **{"m_percpu_array": 6, "m_stacks": 7, "m_cgroups": 8, "m_lru": 9, "m_lru_percpu": 10},
-    **{"m_lpm": 11, "m_array_of": 12, "m_hash_of": 13, "m_dev": 14, "m_sock": 15, "m_cpu": 16},
-    **{"m_xsk": 17, "m_sockhash": 18, "m_cgroup_storage": 19, "m_percpu_cgroup_storage": 21},
-    **{"m_queue": 22, "m_stack": 23, "m_sk": 24, "m_ring": 27, "m_inode": 28, "m_task": 29},
-    **{"m_dist": 2, "m_by_key": 1, "m_public": 1, "m_shared": 1},
+    "m_hash": 1, "m_array": 2, "m_prog": 3, "m_perf": 4, "m_counters": 4, "m_percpu_hash": 5,
+    "m_percpu_array": 6, "m_stacks": 7, "m_cgroups": 8, "m_lru": 9, "m_lru_percpu": 10,
+    "m_lpm": 11, "m_array_of": 12, "m_hash_of": 13, "m_dev": 14, "m_sock": 15, "m_cpu": 16,
+    "m_xsk": 17, "m_sockhash": 18, "m_cgroup_storage": 19, "m_percpu_cgroup_storage": 21,
+    "m_queue": 22, "m_stack": 23, "m_sk": 24, "m_ring": 27, "m_inode": 28, "m_task": 29,
+    "m_dist": 2, "m_by_key": 1, "m_public": 1, "m_shared": 1,
 }
 
 

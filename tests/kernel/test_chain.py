@@ -487,6 +487,47 @@ def test_members_from_elf_objects(way: str) -> None:
         assert struct.unpack("=I", value_of(jumps, ".bss", 4)) == (2,)  # reached: the target ran
 
 
+_KERNEL_FUNCTIONS = """
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+extern int bpf_dynptr_from_xdp(struct xdp_md *, __u64, struct bpf_dynptr *) __ksym;
+extern void *bpf_dynptr_slice(const struct bpf_dynptr *, __u32, void *, __u32) __ksym;
+__u64 last_type;
+SEC("xdp") int slicing(struct xdp_md *ctx)
+{
+    struct bpf_dynptr packet;
+    char room[14];
+    struct ethhdr *header;
+
+    if (bpf_dynptr_from_xdp(ctx, 0, &packet))
+        return XDP_PASS;
+    header = bpf_dynptr_slice(&packet, 0, room, sizeof(room));
+    if (header)
+        last_type = header->h_proto;
+    return XDP_PASS;
+}
+char LICENSE[] SEC("license") = "GPL";
+"""
+
+
+@pytest.mark.skipif(not shutil.which("clang"), reason="needs clang")
+@pytest.mark.skipif(KERNEL < (6, 4), reason="bpf_dynptr_from_xdp() came with Linux 6.4")
+def test_a_member_that_calls_functions_of_the_kernel(tmp_path: Path) -> None:
+    path = tmp_path / "slicing.bpf.c"
+    path.write_text(_KERNEL_FUNCTIONS)
+    with ExitStack() as stack:
+        (source,) = objects(stack, str(path))
+        member = member_of(source, "slicing")
+        for members in ([member, returning(1)], [returning(2), member]):
+            with loaded(members, way="merged") as made:
+                run_program(made.head_fd, FRAME)
+            assert struct.unpack("=Q", value_of(source, ".bss", 8)) == (socket.htons(ETHERTYPE),)
+            run_alone = ethernet(0x0800, bytes(4))
+            with loaded([member], way="single") as made:
+                run_program(made.head_fd, run_alone)
+            assert struct.unpack("=Q", value_of(source, ".bss", 8)) == (socket.htons(0x0800),)
+
+
 def _map(spec: MapSpec, stack: ExitStack) -> int:
     fd = create_map(spec)
     stack.callback(os.close, fd)
@@ -680,14 +721,13 @@ def test_bpftool_shows_the_members_by_name() -> None:
                 check=True,
             )
     functions = re.findall(r"^int (\w+)\(\):", done.stdout, re.M)
-    assert functions == [chain.NAME, "member_0", "with_a_dash", "member_1"]
+    assert functions == [f"{chain.NAME}_member_1", "member_0", "with_a_dash"]
 
 
 @vm_too
 def test_a_member_with_the_whole_stack() -> None:
     """512 bytes are for a program and its callers together; before Linux 6.8 a caller takes 32."""
-    with loaded([returning(2), with_stack(512)]) as made:
-        assert made.way == "merged" if KERNEL >= (6, 8) else "wrapped"
+    with loaded([returning(2), with_stack(512)], way="merged") as made:
         assert run_program(made.head_fd) == 2
     if KERNEL >= (6, 8):
         with loaded([with_stack(512), returning(1)], way="merged") as made:
@@ -701,16 +741,16 @@ def test_a_member_with_the_whole_stack() -> None:
 
 
 def test_a_member_that_the_kernel_refuses_alone_is_named() -> None:
-    bad = Member(ProgramSpec("no_verdict", EXIT, ()), [])
+    bad = Member(ProgramSpec("no_verdict", insn(0xBF, 0, 3) + EXIT, ()), [])  # r0 = r3
     for members in ([bad, returning(2)], [returning(2), bad], [returning(2), bad, returning(2)]):
         with pytest.raises(VerifierError) as caught:
             load_chain(members, "xdp")
         assert caught.value.what == "load program no_verdict: refused by the kernel's verifier"
-        assert "R0 !read_ok" in (caught.value.cause or "")
+        assert "R3 !read_ok" in (caught.value.cause or "")
 
 
 def test_refusals_leave_no_descriptor_behind() -> None:
-    bad = Member(ProgramSpec("no_verdict", EXIT, ()), [])
+    bad = Member(ProgramSpec("no_verdict", insn(0xBF, 0, 3) + EXIT, ()), [])  # r0 = r3
     before = len(os.listdir("/proc/self/fd"))
     for members in ([bad], [returning(2), returning(2), bad], [bad, returning(2)]):
         with pytest.raises(VerifierError):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from hypermesh_ebpf import guard_process, ledger
-from hypermesh_ebpf.attach import xdp
+from hypermesh_ebpf.attach import Hold, xdp
 from hypermesh_ebpf.errors import GuardError
 from hypermesh_ebpf.guard import Guard, Outcome
 from tests.netns import Namespace, VethPair, needs_namespaces, veth_pair, wait_until
@@ -151,7 +151,7 @@ def test_release_with_a_stopped_guard_still_releases(
     fd = load_program()
     with veth.left.entered():
         guard = Guard.start()
-        guard.hold(1, fd, None)
+        guard.hold(Hold(1, "lo", 0, fd), None)
         xdp.attach(fd, program_id(fd), "lo")
         os.kill(guard.pid, signal.SIGSTOP)
         assert guard.release() == [Outcome(1, "removed")]
@@ -195,7 +195,7 @@ def test_somebody_elses_program_in_our_place_stays(veth: VethPair, orderly: bool
 def test_held_but_never_attached_is_no_error(veth: VethPair) -> None:
     fd = load_program()
     with veth.left.entered(), Guard.start() as guard:
-        guard.hold(1, fd, str(ledger.record(1, "lo", program_id(fd))))
+        guard.hold(1, fd, str(ledger.record(Hold(1, "lo", program_id(fd), fd))))
         assert entries(veth.left)
         assert [outcome.what for outcome in guard.release()] == ["not ours"]
     os.close(fd)
@@ -230,7 +230,7 @@ def test_what_cannot_be_removed_is_an_error() -> None:
 import ctypes, sys
 from hypermesh_ebpf import ledger
 from hypermesh_ebpf.errors import DetachError
-from hypermesh_ebpf.attach import xdp
+from hypermesh_ebpf.attach import Hold, xdp
 from hypermesh_ebpf.guard import Guard
 from tests.programs import load_program, program_id
 fd = load_program()
@@ -238,8 +238,8 @@ xdp.attach(fd, program_id(fd), "lo")
 PR_CAPBSET_DROP, CAP_NET_ADMIN = 24, 12
 assert ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_NET_ADMIN, 0, 0, 0) == 0
 guard = Guard.start()  # what it executes has no CAP_NET_ADMIN any more
-path = ledger.record(1, "lo", program_id(fd))
-guard.hold(1, fd, str(path))
+path = ledger.record(Hold(1, "lo", program_id(fd), fd))
+guard.hold(Hold(1, "lo", 0, fd), str(path))
 try:
     guard.release()
 except DetachError as error:
@@ -265,7 +265,7 @@ def test_nothing_can_detach_is_told(veth: VethPair, monkeypatch: pytest.MonkeyPa
     fd = load_program()
     with veth.left.entered():
         guard = Guard.start()
-        guard.hold(1, fd, None)
+        guard.hold(Hold(1, "lo", 0, fd), None)
         xdp.attach(fd, program_id(fd), "lo")
         os.kill(guard.pid, signal.SIGKILL)
         wait_until(lambda: is_gone(guard.pid), "the guard is dead")
@@ -306,7 +306,7 @@ def test_guard_that_dies_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     fd = load_program()
     with Guard.start() as guard:
         with pytest.raises(GuardError, match="start the guard: it died 3 times"):
-            guard.hold(1, fd, None)
+            guard.hold(Hold(1, "lo", 0, fd), None)
         monkeypatch.undo()
     os.close(fd)
 
@@ -315,7 +315,7 @@ def test_released_guard_is_not_to_be_used() -> None:
     guard = Guard.start()
     assert guard.release() == []
     with pytest.raises(GuardError, match="it was released already"):
-        guard.hold(1, 0, None)
+        guard.hold(Hold(1, "lo", 0, 0), None)
 
 
 def test_guard_survives_the_thread_that_started_it(veth: VethPair) -> None:
@@ -328,7 +328,7 @@ def test_guard_survives_the_thread_that_started_it(veth: VethPair) -> None:
     fd = load_program()
     with guards[0] as guard:
         pid = guard.pid
-        guard.hold(1, fd, None)
+        guard.hold(Hold(1, "lo", 0, fd), None)
         assert guard.pid == pid
     os.close(fd)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from hypermesh_ebpf import (
     create_os_abstraction,
 )
 from tests.netns import Namespace, needs_namespaces, wait_until
-from tests.objects import OBJECTS, needs_objects
+from tests.objects import example_path
 from tests.owner import attached
 from tests.packets import received_packets
 
@@ -83,10 +84,9 @@ def test_platform_and_support(os_: EbpfAbstraction) -> None:
     assert os_.is_ebpf_supported()
 
 
-@needs_objects
 def test_the_documents_packet_counter(os_: EbpfAbstraction) -> None:
     """The bundled object counts what /proc/net/dev counts, under the document's names."""
-    handle = os_.load_ebpf_program((OBJECTS / "xdp_packet_counter.o").read_bytes())
+    handle = os_.load_ebpf_program(example_path("xdp_packet_counter").read_bytes())
     with Namespace() as ns:
         with ns.entered():
             os_.attach_ebpf_monitor(handle, EbpfAttachType.xdp(iface="lo"))
@@ -106,10 +106,9 @@ def test_the_documents_packet_counter(os_: EbpfAbstraction) -> None:
         assert not attached(ns)
 
 
-@needs_objects
 def test_the_documents_network_tracepoints(os_: EbpfAbstraction) -> None:
     """One handle, four programs, each attached to its own system call."""
-    handle = os_.load_ebpf_program(OBJECTS / "tracepoint_network.o")
+    handle = os_.load_ebpf_program(example_path("tracepoint_network"))
     for name in ("sys_enter_connect", "sys_enter_accept", "sys_exit_sendto", "sys_exit_recvfrom"):
         os_.attach_ebpf_monitor(handle, EbpfAttachType.tracepoint("syscalls", name))
     with pytest.raises(AlreadyAttached, match="sys_enter_connect"):
@@ -121,7 +120,7 @@ def test_the_documents_network_tracepoints(os_: EbpfAbstraction) -> None:
         "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('127.0.0.1', 0))\n"
         "for _ in range(101): s.sendto(b'x', s.getsockname()); s.recvfrom(9)\n"
     )
-    subprocess.run(["python3", "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True)
     after = sum(value or 0 for value in os_.read_ebpf_metrics(handle).values.values())
     assert after - before >= 202
 
@@ -174,7 +173,7 @@ def test_c_file(os_: EbpfAbstraction, tmp_path: Path) -> None:
 
 
 def test_two_programs_on_one_interface(os_: EbpfAbstraction) -> None:
-    """Unmodified, in order, each until one does not pass; added and taken off while packets flow."""
+    """Unmodified, in order, each until one does not pass; added and taken off as packets flow."""
     with Namespace() as ns, ns.entered():
         first = os_.load_ebpf_program(source=COUNT_PACKETS, name="first.c")
         second = os_.load_ebpf_program(source=COUNT_PACKETS, name="second.c")
@@ -200,7 +199,7 @@ def test_two_programs_on_one_interface(os_: EbpfAbstraction) -> None:
         ping(ns, 3)
         assert os_.read_ebpf_metrics(second).values == {"packets": 51}
         (program,) = [each for each in os_.list_programs() if each.handle == second]
-        assert [found["prog"]["id"] for found in attached(ns)] == [program.id]
+        assert attached(ns) == {program.id}
         os_.unload_ebpf_program(second)
         assert not attached(ns)
 
@@ -338,7 +337,7 @@ def test_killed_owner_leaves_nothing() -> None:
         "print('attached', flush=True); time.sleep(600)\n"
     )
     with Namespace() as ns:
-        process = ns.start("python3", "-c", code, cwd=Path(__file__).parents[2])
+        process = ns.start(sys.executable, "-c", code, cwd=Path(__file__).parents[2])
         assert process.stdout is not None
         assert process.stdout.readline() == "attached\n"
         assert attached(ns)

@@ -32,7 +32,8 @@ class Machine:
     def __init__(self, code: bytes, helpers: Mapping[int, Callable[[list[int]], int]] = {}) -> None:
         self.code = [struct.unpack_from("=BBhi", code, at) for at in range(0, len(code), 8)]
         self.helpers = helpers
-        self.entered: list[int] = []
+        self.seen: list[int] = []  # what was written to r9: the numbers of the members
+        self.functions: list[int] = []  # the places of functions that were loaded
         self.loads: list[tuple[int, int]] = []  # (instruction, immediate) of 64-bit loads
 
     def run(self) -> int:
@@ -43,15 +44,18 @@ class Machine:
         return result - (1 << 32) if result >> 31 else result
 
     def _call(self, at: int, r: list[int]) -> int:
-        self.entered.append(at)
-        assert r[1] == CONTEXT, "a member is called without its context"
         while True:
             opcode, registers, offset, immediate = self.code[at]
             target, source = registers & 15, registers >> 4
             at += 1
             if opcode == 0x95:
                 return r[0]
-            if opcode == 0xB7:
+            if opcode == 0x05:
+                at += offset
+            elif opcode == 0xB7 and target == 9:
+                self.seen.append(immediate)
+                assert r[1] == CONTEXT, "a member runs without its context"
+            elif opcode == 0xB7:
                 r[target] = immediate & _MASK
             elif opcode == 0xBF:
                 r[target] = r[source]
@@ -64,8 +68,11 @@ class Machine:
             elif opcode == 0x56:
                 at += offset if r[target] & 0xFFFFFFFF != immediate & 0xFFFFFFFF else 0
             elif opcode == 0x18:
-                self.loads.append((at - 1, immediate))
-                r[target] = at + immediate if source == 4 else immediate
+                if source == 4:
+                    self.functions.append(at + immediate)
+                else:
+                    self.loads.append((at - 1, immediate))
+                r[target] = immediate
                 at += 1
             elif opcode == 0x85 and source == 1:
                 callee = list(r)  # r6 to r9 are the caller's again afterwards
@@ -78,12 +85,17 @@ class Machine:
                 raise AssertionError(f"instruction {at - 1}: opcode {opcode:#x}")
 
 
-def run(assembly: Assembly) -> tuple[int, list[str]]:
-    """(verdict, names of the functions entered)."""
+def member(number: int, verdict: int) -> Member:
+    """A member that the machine sees: it writes its number to r9."""
+    code = insn(0xB7, 9, 0, 0, number) + set_r0(verdict) + EXIT
+    return Member(ProgramSpec(f"m{number}", code, ()), [])
+
+
+def run(assembly: Assembly) -> tuple[int, list[int]]:
+    """(verdict, numbers of the members that ran)."""
     machine = Machine(assembly.program.instructions)
     verdict = machine.run()
-    names = dict(assembly.functions)
-    return verdict, [names[at] for at in machine.entered]
+    return verdict, machine.seen
 
 
 def goes_on(kind: str, verdict: int) -> bool:
@@ -97,29 +109,18 @@ def goes_on(kind: str, verdict: int) -> bool:
 @pytest.mark.parametrize("verdict", [*range(-3, 14), 255, 1 << 30])
 def test_a_verdict_goes_on_or_ends_the_chain(kind: str, verdict: int) -> None:
     other = 2 if kind == "xdp" else 0
-    first = merge([returning(verdict, "a"), returning(1, "b")], kind)
-    expected = (
-        (1, ["hmebpf_chain", "a", "b"])
-        if goes_on(kind, verdict)
-        else (
-            verdict,
-            ["hmebpf_chain", "a"],
-        )
-    )
-    assert run(first) == expected
-    last = merge([returning(other, "a"), returning(verdict, "b")], kind)
-    assert run(last) == (verdict, ["hmebpf_chain", "a", "b"])
+    expected = (1, [0, 1]) if goes_on(kind, verdict) else (verdict, [0])
+    assert run(merge([member(0, verdict), member(1, 1)], kind)) == expected
+    assert run(merge([member(0, other), member(1, verdict)], kind)) == (verdict, [0, 1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("count", [1, 2, 3, 8, 32, 255])
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 32, 256])
 def test_every_member_runs_in_order(kind: str, count: int) -> None:
     passing = 2 if kind == "xdp" else -1
-    members = [returning(passing, f"m{n}") for n in range(count)]
-    verdict, entered = run(merge(members, kind))
-    assert verdict == passing
-    assert entered == ["hmebpf_chain", *(f"m{n}" for n in range(count))]
-    assert run(merge(members[::-1], kind))[1][1:] == entered[:0:-1]
+    members = [member(number, passing) for number in range(count)]
+    assert run(merge(members, kind)) == (passing, [*range(count)])
+    assert run(merge(members[::-1], kind)) == (passing, [*range(count)][::-1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,51 +129,68 @@ def test_none_runs_after_the_one_that_drops(kind: str, place: int) -> None:
     drop = 1 if kind == "xdp" else 2
     verdicts = [2 if kind == "xdp" else 0] * 8
     verdicts[place] = drop
-    verdict, entered = run(merge([returning(v, f"m{n}") for n, v in enumerate(verdicts)], kind))
-    assert verdict == drop
-    assert entered[1:] == [f"m{n}" for n in range(place + 1)]
+    members = [member(number, verdict) for number, verdict in enumerate(verdicts)]
+    assert run(merge(members, kind)) == (drop, [*range(place + 1)])
 
 
 def test_the_kernel_takes_32_bits_of_a_verdict_and_so_does_the_chain() -> None:
     # r0 = (1 << 32) + 2
     wide = set_r0(1) + insn(0x67, 0, 0, 0, 32) + insn(0x07, 0, 0, 0, 2) + EXIT
     for kind, on in (("xdp", True), ("tc", False)):
-        member = Member(ProgramSpec("wide", wide, ()), [])
-        entered = run(merge([member, returning(5, "next")], kind))[1]
-        assert ("next" in entered) == on
+        first = Member(ProgramSpec("wide", wide, ()), [])
+        assert run(merge([first, member(7, 5)], kind)) == ((5, [7]) if on else (2, []))
 
 
 def subprograms() -> ProgramSpec:
     """main calls two functions, the second calls the first; a reference to it as a callback."""
     code = [
+        insn(0xB7, 9, 0, 0, 10),
         insn(0xBF, 6, 1),
-        insn(0x85, 0, 1, 0, 5),  # 1: call 7
+        insn(0x85, 0, 1, 0, 6),  # 2: call 9
         insn(0xBF, 1, 6),
-        insn(0x85, 0, 1, 0, 5),  # 3: call 9
-        insn(0x18, 3, 4, 0, 2),  # 4: r3 = function at 7
+        insn(0x85, 0, 1, 0, 7),  # 4: call 12
+        insn(0x18, 3, 4, 0, 3),  # 5: r3 = function at 9
         insn(0),
-        EXIT,
-        set_r0(7),  # 7
-        EXIT,
-        insn(0x85, 0, 1, 0, -3),  # 9: call 7
         set_r0(2),
+        EXIT,
+        insn(0xB7, 9, 0, 0, 11),  # 9
+        set_r0(7),
+        EXIT,
+        insn(0xB7, 9, 0, 0, 12),  # 12
+        insn(0xBF, 6, 1),
+        insn(0x85, 0, 1, 0, -6),  # 14: call 9
         EXIT,
     ]
     return ProgramSpec("tree", b"".join(code), ())
 
 
-def test_a_members_own_calls_and_callbacks_stay_right() -> None:
-    member = Member(subprograms(), [])
-    assembly = merge([returning(2, "first"), member, returning(2, "last")], "xdp")
-    verdict, entered = run(assembly)
-    assert verdict == 2
-    assert entered == ["hmebpf_chain", "first", "tree", "tree_1", "tree_2", "tree_1", "last"]
-    code = assembly.program.instructions
-    start = next(at for at, name in assembly.functions if name == "tree")
-    assert code[8 * start : 8 * start + 96] == member.program.instructions
-    assert [name for _at, name in assembly.functions] == [
-        "hmebpf_chain", "first", "tree", "tree_1", "tree_2", "last",
-    ]  # fmt: skip
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_members_own_calls_and_callbacks_stay_right(place: int) -> None:
+    members, expected = [member(0, 2), member(1, 2)], [[0], [1]]
+    members.insert(place, Member(subprograms(), []))
+    expected.insert(place, [10, 11, 12, 11])
+    assembly = merge(members, "xdp")
+    machine = Machine(assembly.program.instructions)
+    assert machine.run() == 2
+    assert machine.seen == [number for group in expected for number in group]
+    code, functions = assembly.program.instructions, dict(assembly.functions)
+    start = code.index(subprograms().instructions) // 8
+    # The callback is the function at 9, where it is now.
+    assert machine.functions == [start + 9]
+    assert functions[start + 9] == "tree_1" and functions[start + 12] == "tree_2"
+    names = list(functions.values())
+    assert names[0] == f"hmebpf_chain_{members[-1].program.name}"
+    assert all(each.program.name in names for each in members[:-1])
+    assert [*functions] == sorted(functions)
+
+
+def test_one_program_may_be_there_twice() -> None:
+    twice = Member(subprograms(), [])
+    assembly = merge([twice, member(5, 2), twice], "tc")
+    assert run(assembly) == (2, [10, 11, 12, 11])  # 2 drops in TC
+    assembly = merge([twice, member(5, 2), twice], "xdp")
+    assert run(assembly) == (2, [10, 11, 12, 11, 5, 10, 11, 12, 11])
+    assert len(assembly.functions) == 1 + 2 + 3 + 1
 
 
 def test_map_references_count_through_all_members_maps() -> None:
@@ -202,7 +220,8 @@ def test_map_references_count_through_all_members_maps() -> None:
 def test_a_wrapper_goes_on_with_the_next_slot(
     kind: str, slot_is_filled: bool, verdict: int
 ) -> None:
-    spec = ProgramSpec("own", load_map(1) + insn(0xBF, 1, 6) + set_r0(verdict) + EXIT, ((0, 0),))
+    code_ = insn(0xB7, 9, 0, 0, 3) + load_map(1) + set_r0(verdict) + EXIT
+    spec = ProgramSpec("own", code_, ((8, 0),))
     assembly = wrap(spec, kind, 5)
     code = bytearray(assembly.program.instructions)
     for offset, index in assembly.program.map_refs:
@@ -224,7 +243,8 @@ def test_a_wrapper_goes_on_with_the_next_slot(
     else:
         assert machine.run() == verdict
     assert machine.loads[0][1] == 200
-    assert dict(assembly.functions)[machine.entered[1]] == "own"
+    assert machine.seen == [3]
+    assert [name for _at, name in assembly.functions] == ["hmebpf_chain", "own"]
 
 
 def _member(code: bytes, kind: str | None = None) -> Member:
@@ -304,7 +324,7 @@ def test_a_constant_that_looks_like_a_call_is_none() -> None:
     """Bytes 0x85 and 0x18 inside instructions, and the second half of a 64-bit load."""
     code = insn(0x18, 1, 0, 0, 0x18851885) + insn(0, 0, 0, 0, 0x18851885) + set_r0(0x85) + EXIT
     assembly = merge([Member(ProgramSpec("a", code, ()), []), returning(2)], "tc")
-    assert [name for _at, name in assembly.functions] == ["hmebpf_chain", "a", "returning"]
+    assert [name for _at, name in assembly.functions] == ["hmebpf_chain_returning", "a"]
 
 
 @pytest.mark.parametrize(

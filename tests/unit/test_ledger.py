@@ -12,10 +12,15 @@ from pathlib import Path
 import pytest
 
 from hypermesh_ebpf import ledger
+from hypermesh_ebpf.attach.hold import Hold
 from hypermesh_ebpf.errors import HmebpfError
 from tests.netns import needs_own_mounts
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def record(ifindex: int, iface: str, prog_id: int) -> Path:
+    return ledger.record(Hold(ifindex, iface, prog_id, -1))
 
 
 @pytest.fixture
@@ -32,7 +37,7 @@ def change(path: Path, **values: object) -> None:
 
 
 def test_record_names_the_attachment_and_its_owner(place: Path) -> None:
-    path = ledger.record(7, "veth0", 303)
+    path = record(7, "veth0", 303)
     (entry,) = ledger.entries()
     assert path.parent == place
     assert (entry.kind, entry.ifindex, entry.iface, entry.prog_id) == ("xdp", 7, "veth0", 303)
@@ -47,7 +52,7 @@ def test_record_names_the_attachment_and_its_owner(place: Path) -> None:
 
 
 def test_directory_is_for_its_owner_alone(place: Path) -> None:
-    ledger.record(1, "lo", 1)
+    record(1, "lo", 1)
     assert place.stat().st_mode & 0o777 == 0o700
     assert [path.name for path in place.iterdir()] == ["xdp-1-1.json"]
 
@@ -56,7 +61,7 @@ def test_directory_is_for_its_owner_alone(place: Path) -> None:
 def test_directory_that_others_can_write_is_refused(place: Path, mode: int) -> None:
     place.mkdir()
     place.chmod(mode)
-    for use in (lambda: ledger.record(1, "lo", 1), ledger.entries, ledger.sweep):
+    for use in (lambda: record(1, "lo", 1), ledger.entries, ledger.sweep):
         with pytest.raises(HmebpfError) as caught:
             use()
         assert f"another user can write in it (owner {os.geteuid()}, mode {mode:04o})" in str(
@@ -78,14 +83,14 @@ def test_link_in_place_of_the_directory_is_refused(place: Path, tmp_path: Path) 
     elsewhere.mkdir(mode=0o700)
     place.symlink_to(elsewhere)
     with pytest.raises(HmebpfError, match="it is not a directory"):
-        ledger.record(1, "lo", 1)
+        record(1, "lo", 1)
 
 
 def test_directory_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(ledger, "_place", lambda: tmp_path / "file" / "hmebpf")
     with pytest.raises(HmebpfError) as caught:
-        ledger.record(1, "lo", 1)
+        record(1, "lo", 1)
     assert "Not a directory (ENOTDIR)" in str(caught.value)
     assert caught.value.remedy == f"make {tmp_path / 'file'} a writable directory"
 
@@ -97,6 +102,7 @@ def test_full_disk_is_told_and_leaves_no_half_entry(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from hypermesh_ebpf import ledger
+from hypermesh_ebpf.attach.hold import Hold, TcFilter
 from hypermesh_ebpf.errors import HmebpfError
 base = Path(sys.argv[1])
 ledger._place = lambda: base / "hmebpf"
@@ -108,7 +114,7 @@ with open(base / "fill", "wb", buffering=0) as fill:
     except OSError:
         pass
 try:
-    ledger.record(1, "lo", 1)
+    record(1, "lo", 1)
 except HmebpfError as error:
     print(error, "|", error.remedy, list((base / "hmebpf").iterdir()))
 """
@@ -132,21 +138,21 @@ def test_nothing_to_sweep_makes_no_directory(place: Path) -> None:
 
 
 def test_living_owner_is_left_alone(place: Path) -> None:
-    path = ledger.record(1, "lo", 1)
+    path = record(1, "lo", 1)
     assert ledger.sweep() == []
     assert path.exists()
 
 
 @needs_root  # to ask for a program by its id
 def test_another_process_of_the_same_number_is_not_the_owner(place: Path) -> None:
-    path = ledger.record(1, "lo", 0x7FFFFFF0)  # a program that is long gone
+    path = record(1, "lo", 0x7FFFFFF0)  # a program that is long gone
     change(path, owner_start=12345)
     assert ledger.sweep() == []
     assert not path.exists()
 
 
 def test_entry_of_an_earlier_boot_is_forgotten(place: Path) -> None:
-    path = ledger.record(1, "lo", 1)
+    path = record(1, "lo", 1)
     change(path, boot_id="00000000-0000-0000-0000-000000000000")
     assert ledger.sweep() == []
     assert not path.exists()
@@ -154,7 +160,7 @@ def test_entry_of_an_earlier_boot_is_forgotten(place: Path) -> None:
 
 @pytest.mark.parametrize("changed", [{"pidns": 1}, {"kind": "of a later version"}])
 def test_what_cannot_be_judged_is_left_alone(place: Path, changed: dict[str, object]) -> None:
-    path = ledger.record(1, "lo", 0x7FFFFFF0)
+    path = record(1, "lo", 0x7FFFFFF0)
     change(path, owner_start=12345, **changed)
     assert ledger.sweep() == []
     assert path.exists()
@@ -165,7 +171,7 @@ def test_what_cannot_be_judged_is_left_alone(place: Path, changed: dict[str, obj
     [b"", b"{", b"[]", b"null", b"\xff\xfe", b"{}", b'{"kind": "xdp"}', b"1e999", b"[" * 50],
 )
 def test_corrupt_entry_is_reported_and_removed(place: Path, content: bytes) -> None:
-    good = ledger.record(1, "lo", 1)
+    good = record(1, "lo", 1)
     bad = place / "bad.json"
     bad.write_bytes(content)
     (line,) = ledger.sweep()
@@ -189,21 +195,21 @@ def test_corrupt_entry_is_reported_and_removed(place: Path, content: bytes) -> N
     ],
 )
 def test_nonsense_in_an_entry_is_corrupt(place: Path, changed: dict[str, object]) -> None:
-    path = ledger.record(1, "lo", 1)
+    path = record(1, "lo", 1)
     change(path, **changed)
     (line,) = ledger.sweep()
     assert line.startswith(f"removed the corrupt ledger entry {path}: ")
 
 
 def test_additions_of_later_versions_are_no_corruption(place: Path) -> None:
-    path = ledger.record(1, "lo", 1)
+    path = record(1, "lo", 1)
     change(path, weather="fine")
     assert ledger.sweep() == []
     assert path.exists()
 
 
 def test_half_written_entries_are_removed_when_old(place: Path) -> None:
-    ledger.record(1, "lo", 1)
+    record(1, "lo", 1)
     old, new = place / "xdp-2-2.tmp", place / "xdp-3-3.tmp"
     old.write_text("{")
     new.write_text("{")
