@@ -292,10 +292,10 @@ def unload_set(objects: Objects, name: str) -> list[str]:
     for link in links:
         with suppress(DetachError):  # what cannot be detached ends with its pin
             lines += detach_link(objects, link, force=True)
-    removed = pins.remove_set(name, "unload")
+    pins.remove_set(name, "unload")
     if not lines and links:
         lines.append(f"detached {name}: its links ended with their pins")
-    lines.append(f"unloaded {name}: {_count(removed)} removed")
+    lines.append(f"unloaded {name}")
     return lines + _still_held(objects, name)
 
 

@@ -283,8 +283,9 @@ class Loader:
         """The worker's answer; one that had ended by itself, or is elsewhere, is replaced."""
         with self._lock:
             netns = _network_namespace()
-            if self._worker is not None and self._worker_netns != netns:
-                self._worker.close()
+            worker = self._worker
+            if worker is not None and not (worker.is_alive and self._worker_netns == netns):
+                worker.close()
                 self._worker = None
             while True:
                 worker = self._worker or Worker()

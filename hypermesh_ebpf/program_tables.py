@@ -9,6 +9,7 @@ from typing import Any
 from hypermesh_ebpf.bpf import map_types
 from hypermesh_ebpf.bpf.maps import TypedMap
 from hypermesh_ebpf.bpf.names import MAP_TYPES, name_type
+from hypermesh_ebpf.bpf.spec import PERF_COUNTERS
 from hypermesh_ebpf.bpf.types import Type, flatten
 from hypermesh_ebpf.errors import MapError
 from hypermesh_ebpf.metrics.rates import Rates
@@ -20,6 +21,7 @@ MOST_ENTRIES = 100_000
 """Entries of one map that are read at each refresh."""
 
 
+_COUNTERS_REASON = "it holds performance counters, which only the program can read"
 # Names of members whose numbers are not counted: no rate is made of them.
 _NO_COUNTER = re.compile(
     r"(^|_)(ts|time|timestamp|start|started|begin|end|last|first|now|since|pid|tgid|tid|ppid|uid|gid"
@@ -57,7 +59,8 @@ class ShownMap:
         """The entries now; those of an array that are zero only if there is but one."""
         typed, name = self._typed, self._typed.spec.name
         if not typed.readable:
-            return Table(name, reason=typed.reason)
+            counters = typed.spec.value_desc == PERF_COUNTERS
+            return Table(name, reason=_COUNTERS_REASON if counters else typed.reason)
         try:
             entries = typed.entries(MOST_ENTRIES)
         except MapError as error:

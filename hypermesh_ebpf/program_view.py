@@ -152,11 +152,9 @@ class _Stream:
             name: name + "_" if name in _NOT_FOR_EVENTS else name
             for name in (self._type.members if self._type else ())
         }
-        self._buffer: Any
-        if spec.type == map_types.RINGBUF:
-            self._buffer = RingBuffer(fd, spec.max_entries)
-        else:
-            self._buffer = PerfBuffer(fd)
+        self._counts_lost = spec.type == map_types.PERF_EVENT_ARRAY
+        self._buffer: RingBuffer | PerfBuffer
+        self._buffer = PerfBuffer(fd) if self._counts_lost else RingBuffer(fd, spec.max_entries)
 
     @property
     def fields(self) -> list[str]:
@@ -167,7 +165,7 @@ class _Stream:
     @property
     def lost(self) -> int | None:
         """Records that found no room; None where the kernel does not count them (ring buffers)."""
-        return self._buffer.lost if isinstance(self._buffer, PerfBuffer) else None
+        return cast(PerfBuffer, self._buffer).lost if self._counts_lost else None
 
     def fileno(self) -> int:
         return int(self._buffer.fileno())

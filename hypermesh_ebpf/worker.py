@@ -116,6 +116,11 @@ class Worker:
             undo.pop_all()
         self._channel = Channel(ours)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
     def ask(self, request: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
         """Send a request (see worker_process) with copies of these descriptors.
 

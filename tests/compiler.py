@@ -63,13 +63,16 @@ def compile_text(text: str, btf: str | None = None) -> Image:
 _USER_COMPILER = """
 import json, os, sys
 from pathlib import Path
+from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.errors import HmebpfError
 from hypermesh_ebpf.image.source import build_user_image
-path, use_cache, *flags = sys.argv[1:]
+path, use_cache, attach, *flags = sys.argv[1:]
+points = {name: EbpfAttachType.parse(text) for name, text in json.loads(attach).items()}
 told = []
 try:
     text = Path(path).read_text(errors="surrogateescape")
-    image = build_user_image(Path(path), text, flags, use_cache == "1", told.append, told.append)
+    told_to = (told.append, told.append)
+    image = build_user_image(Path(path), text, flags, use_cache == "1", *told_to, points)
 except HmebpfError as error:
     print(json.dumps(error.as_dict()))
 else:
@@ -80,11 +83,16 @@ os._exit(0)
 
 
 def build_user_file(
-    path: Path, *flags: str, use_cache: bool = False, env: dict[str, str] | None = None
+    path: Path,
+    *flags: str,
+    use_cache: bool = False,
+    attach: dict[str, str] | None = None,
+    env: dict[str, str] | None = None,
 ) -> tuple[Image, list[str]]:
     """The image of a user's file for BCC, and what was told meanwhile.  Raises what it raised."""
+    arguments = [str(path), str(int(use_cache)), json.dumps(attach or {}), *flags]
     done = subprocess.run(
-        [sys.executable, "-c", _USER_COMPILER, str(path), str(int(use_cache)), *flags],
+        [sys.executable, "-c", _USER_COMPILER, *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},

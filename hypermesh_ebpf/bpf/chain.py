@@ -27,29 +27,27 @@ import ctypes as ct
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 from hypermesh_ebpf import log
-from hypermesh_ebpf.bpf.function_info import load_function_info
-from hypermesh_ebpf.bpf.libbpf import BPF_ANY, MapCreateOpts, ProgLoadOpts, check, libbpf
-from hypermesh_ebpf.bpf.programs import PROGRAM_TYPES, close_all, create_map, load_program
-from hypermesh_ebpf.bpf.spec import MapSpec, ProgramSpec
-from hypermesh_ebpf.errors import (
-    EmptyProgram,
-    HmebpfError,
-    JumpOutOfRange,
-    LoadError,
-    MisalignedProgram,
-    UsageError,
-    VerifierError,
-    describe_errno,
+from hypermesh_ebpf.bpf.dispatcher import (
+    NAME,
+    Assembly,
+    Member,
+    check_members,
+    list_functions,
+    merge,
+    wrap,
 )
+from hypermesh_ebpf.bpf.function_info import load_function_info
+from hypermesh_ebpf.bpf.libbpf import BPF_ANY, ProgLoadOpts, check, libbpf
+from hypermesh_ebpf.bpf.programs import PROGRAM_TYPES, close_all, create_map, load_program
+from hypermesh_ebpf.bpf.spec import MapSpec
+from hypermesh_ebpf.errors import HmebpfError, LoadError, VerifierError, describe_errno
 
-NAME = "hmebpf_chain"
-"""What the head of a chain of several members is called in the kernel (15 characters at most)."""
+__all__ = ["NAME", "Chain", "Member", "close_chain", "load_chain", "wait_for_running_programs"]
 
 MAX_MERGED = 256
 """Members of a merged chain, if none has functions of its own (BPF_MAX_SUBPROGS)."""
@@ -58,8 +56,6 @@ MAX_WRAPPED = 33
 """Members of a wrapped chain: a packet is good for 32 tail calls (MAX_TAIL_CALL_CNT; 33 since
 Linux 5.17, except where a member makes some of its own)."""
 
-_ENDING = {"xdp": (), "tc": (2, 4, 7, 8)}  # TC_ACT_SHOT, STOLEN, REDIRECT, TRAP
-_XDP_PASS = 2
 # include/linux/license.h, license_is_gpl_compatible()
 _GPL_COMPATIBLE = {
     "GPL",
@@ -70,27 +66,9 @@ _GPL_COMPATIBLE = {
     "Dual MPL/GPL",
 }
 
-_MOV, _MOV_IMM, _JUMP, _CALL, _EXIT, _LD_IMM64 = 0xBF, 0xB7, 0x05, 0x85, 0x95, 0x18
-_JEQ32, _JNE32 = 0x16, 0x56  # 32 bits, as the kernel takes of a verdict (Linux 5.1)
-_MAP_FD, _MAP_INDEX, _FUNCTION, _MAP_INDEX_VALUE = 1, 5, 4, 6  # BPF_PSEUDO_... of LD_IMM64
-_PROGRAM_CALL, _KERNEL_CALL = 1, 2  # BPF_PSEUDO_CALL, BPF_PSEUDO_KFUNC_CALL
-_TAIL_CALL = 12  # BPF_FUNC_tail_call
 _PROG_ARRAY, _ARRAY, _ARRAY_OF_MAPS = 3, 2, 12  # BPF_MAP_TYPE_...
 _LOG_REASON = 4  # BPF_LOG_STATS: of a refusal, the reason alone
 _LOG_SIZE = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A program to run in a chain, with descriptors of the maps that its references count.
-
-    ``fd`` is its own descriptor where it is loaded already.
-    """
-
-    program: ProgramSpec
-    maps: Sequence[int]
-    license: str = "GPL"
-    fd: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +88,6 @@ class Chain:
     note: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Assembly:
-    """A program put together, and (number of the first instruction, name) of its functions."""
-
-    program: ProgramSpec
-    functions: tuple[tuple[int, str], ...]
-
-
 class _Refused(Exception):
     """The kernel's no to a program."""
 
@@ -135,86 +105,6 @@ class _Refused(Exception):
         super().__init__(self.words)
 
 
-def merge(members: Sequence[Member], kind: str) -> Assembly:
-    """The members' programs behind one dispatcher; ``kind`` is "xdp" or "tc".
-
-    All but the last are called; the last follows the dispatcher in its place.  Map references
-    count through the maps of all members, one list after the other.  Nothing in a member is
-    changed: calls and jumps are relative.  Raises what :func:`check_members` raises.
-    """
-    check_members(members, kind)
-    *called, last = members
-    end = 2 + len(called) * (2 + len(_ending_jumps(kind, 0)))
-    # The context stays in r6, which calls keep.  No stack is used: the members' limit is 512
-    # bytes together with their callers (before Linux 6.8 the verifier counts 32 for none).
-    head = [_instruction(_MOV, 6, 1)]
-    place = end + 2 + len(last.program.instructions) // 8
-    for member in called:
-        head.append(_instruction(_MOV, 1, 6))
-        head.append(_instruction(_CALL, 0, _PROGRAM_CALL, 0, place - len(head) - 1))
-        head += _ending_jumps(kind, end - len(head) - 1)
-        place += len(member.program.instructions) // 8
-    head += [_instruction(_JUMP, 0, 0, 1), _instruction(_EXIT), _instruction(_MOV, 1, 6)]
-    code, functions = b"".join(head), [(0, f"{NAME}_{last.program.name}")]
-    refs: list[tuple[int, int]] = []
-    maps_before = [0, *accumulate(len(member.maps) for member in members)]
-    for number in (len(called), *range(len(called))):
-        start, program = len(code) // 8, members[number].program
-        refs += [(8 * start + at, maps_before[number] + index) for at, index in program.map_refs]
-        found = _functions(program, start)
-        functions += found[1:] if number == len(called) else found
-        code += program.instructions
-    return Assembly(ProgramSpec(NAME, code, tuple(refs), kind), tuple(functions))
-
-
-def wrap(program: ProgramSpec, kind: str, next_slot: int) -> Assembly:
-    """One program behind a wrapper that goes on with a slot of a program array.
-
-    The array is map 0; the program's own maps follow.
-    """
-    jumps = len(_ending_jumps(kind, 0))
-    end = jumps + 9
-    head = [
-        _instruction(_MOV, 6, 1),
-        _instruction(_CALL, 0, _PROGRAM_CALL, 0, end - 1),
-        *_ending_jumps(kind, end - 3),
-        _instruction(_MOV, 7, 0),
-        _instruction(_MOV, 1, 6),
-        _instruction(_LD_IMM64, 2, _MAP_FD),
-        _instruction(0),
-        _instruction(_MOV_IMM, 3, 0, 0, next_slot),
-        _instruction(_CALL, 0, 0, 0, _TAIL_CALL),
-        _instruction(_MOV, 0, 7),  # the slot is empty: this verdict is the last
-        _instruction(_EXIT),
-    ]
-    start = len(head)
-    array = 8 * (jumps + 4)
-    refs = [(array, 0), *((8 * start + at, i + 1) for at, i in program.map_refs)]
-    code = b"".join(head) + program.instructions
-    functions = ((0, NAME), *_functions(program, start))
-    return Assembly(replace(program, instructions=code, map_refs=tuple(refs)), functions)
-
-
-def check_members(members: Sequence[Member], kind: str) -> None:
-    """Raise what is wrong with a chain before the kernel is asked.
-
-    UsageError for another kind of hook or program, or none at all; InvalidProgram for code that
-    would reach into its neighbour; LoadError for what cannot be moved into another program.
-    """
-    if kind not in _ENDING:
-        remedy = "chains are for xdp and tc; other hooks take several programs as they are"
-        raise UsageError(f"build a chain of {kind} programs", "there is no such chain", remedy)
-    if not members:
-        raise UsageError(f"build a chain of {kind} programs", "it has no members", "name one")
-    for member in members:
-        program = member.program
-        if program.kind not in (None, kind):
-            raise UsageError(
-                f"put {program.name} into a chain at {kind}", f"it is a program for {program.kind}"
-            )
-        _functions(program, 0)
-
-
 def load_chain(members: Sequence[Member], kind: str) -> Chain:
     """Load programs as one chain, in the order given; ``kind`` is "xdp" or "tc".
 
@@ -229,18 +119,15 @@ def load_chain(members: Sequence[Member], kind: str) -> Chain:
         fd = os.dup(member.fd) if member.fd is not None else _load_alone(member, kind)
         return Chain(fd, (fd,), "single", names)
     license = common_license(members)
+    note = f"a program has {MAX_MERGED} functions at most"
     if license is None:
         note = "GPL-compatible programs and others are not merged into one"
-    elif len(members) > MAX_MERGED:
-        note = f"a program has {MAX_MERGED} functions at most"
-    else:
-        try:
-            maps = [fd for member in members for fd in member.maps]
-            head = _load(merge(members, kind), kind, license, maps)
-            return Chain(head, (head,), "merged", names)
-        except _Refused as refused:
-            note = refused.words
-            log.debug("chain of %s not merged: %s", ", ".join(names), refused.said or note)
+    elif len(members) <= MAX_MERGED:
+        merged = _load_merged(members, kind, license)
+        if isinstance(merged, int):
+            return Chain(merged, (merged,), "merged", names)
+        note = merged.words
+        log.debug("chain of %s not merged: %s", ", ".join(names), merged.said or note)
     if len(members) > MAX_WRAPPED:
         raise LoadError(
             f"build a chain of {len(members)} {kind} programs",
@@ -272,16 +159,14 @@ def wait_for_running_programs() -> None:
     Setting an element of an array of maps waits for it (maybe_wait_bpf_programs(), Linux 4.20).
     Raises LoadError or MissingPrivilege.
     """
-    with _array(MapSpec("hmebpf_wait", _ARRAY, 4, 4, 1, 0, None, None)) as inner:
-        options = MapCreateOpts(sz=ct.sizeof(MapCreateOpts), inner_map_fd=inner)
+    with ExitStack() as stack:
+        inner = create_map(MapSpec("hmebpf_wait", _ARRAY, 4, 4, 1, 0, None, None))
+        stack.callback(os.close, inner)
+        spec = MapSpec("hmebpf_wait", _ARRAY_OF_MAPS, 4, 4, 1, 0, None, None)
+        outer = create_map(spec, inner)
+        stack.callback(os.close, outer)
         try:
-            outer = check(
-                libbpf().bpf_map_create(_ARRAY_OF_MAPS, b"hmebpf_wait", 4, 4, 1, ct.byref(options))
-            )
-            try:
-                _set_element(outer, 0, inner)
-            finally:
-                os.close(outer)
+            _set_element(outer, 0, inner)
         except OSError as error:
             raise LoadError(
                 "wait for running programs", str(error), "try again", errno=error.errno
@@ -299,6 +184,20 @@ def close_chain(chain: Chain) -> None:
             wait_for_running_programs()
     finally:
         close_all(chain.descriptors)
+
+
+def _load_merged(members: Sequence[Member], kind: str, license: str) -> int | _Refused:
+    """The descriptor of the merged program, or the kernel's no."""
+    maps = [fd for member in members for fd in member.maps]
+    try:
+        return _load(merge(members, kind), kind, license, maps)
+    except _Refused as refused:
+        if "stack" not in refused.words:
+            return refused
+    try:
+        return _load(merge(members, kind, call_last=True), kind, license, maps)
+    except _Refused as refused:
+        return refused
 
 
 def _load_wrapped(members: Sequence[Member], kind: str) -> tuple[int, tuple[int, ...]]:
@@ -338,7 +237,7 @@ def _load_link(member: Member, kind: str, array: int, next_slot: int | None) -> 
     program = member.program
     try:
         if next_slot is None:
-            plain = Assembly(program, tuple(_functions(program, 0)))
+            plain = Assembly(program, tuple(list_functions(program, 0)))
             return _load(plain, kind, member.license, member.maps)
         if next_slot == 1:
             program = replace(program, name=NAME)
@@ -396,75 +295,6 @@ def _load(assembly: Assembly, kind: str, license: str, maps: Sequence[int]) -> i
         raise _Refused(error, said.value.decode(errors="replace").strip()) from error
 
 
-def _functions(program: ProgramSpec, start: int) -> list[tuple[int, str]]:
-    """(first instruction, name) of a program's functions when it is put at ``start``, in order.
-
-    Raises InvalidProgram for code that is none or leads out of the program, LoadError for what
-    would be lost in another program.
-    """
-    what = f"put {program.name} into a chain"
-    code = program.instructions
-    if not code:
-        raise EmptyProgram(what, "it has no instructions")
-    if len(code) % 8:
-        raise MisalignedProgram(what, f"its size, {len(code)} bytes, is no multiple of 8")
-    count, starts = len(code) // 8, {0}
-    for number, opcode, source, offset, immediate in _calls_and_loads(code):
-        if opcode == _LD_IMM64 and source in (_MAP_INDEX, _MAP_INDEX_VALUE):
-            raise LoadError(
-                what,
-                f"instruction {number} names a map by its place in a list of its own",
-                "build it with map descriptors, as libbpf and BCC do",
-            )
-        if opcode == _CALL and source == _KERNEL_CALL and offset:
-            raise LoadError(
-                what,
-                f"instruction {number} calls a function of a kernel module, by a list of its own",
-                "attach it alone",
-            )
-        if (opcode, source) in ((_LD_IMM64, _FUNCTION), (_CALL, _PROGRAM_CALL)):
-            target = number + 1 + immediate
-            if not 0 <= target < count:
-                cause = f"instruction {number} calls {target}, of {count}"
-                raise JumpOutOfRange(what, cause, "build the program again")
-            starts.add(target)
-    names = [program.name, *(f"{program.name}_{n}" for n in range(1, len(starts)))]
-    return [(start + at, name) for at, name in zip(sorted(starts), names, strict=True)]
-
-
-def _calls_and_loads(code: bytes) -> Iterator[tuple[int, int, int, int, int]]:
-    """(number, opcode, source register, offset, immediate) of each call and 64-bit load.
-
-    The second half of a 64-bit load has opcode 0 and is none of them.
-    """
-    for found in re.finditer(rb"[\x18\x85]", code[::8]):
-        opcode, registers, offset, immediate = struct.unpack_from("=BBhi", code, 8 * found.start())
-        yield found.start(), opcode, registers >> 4, offset, immediate
-
-
-def _ending_jumps(kind: str, distance: int) -> list[bytes]:
-    """Jumps over ``distance`` instructions behind them for verdicts that end the chain."""
-    if kind == "xdp":
-        return [_instruction(_JNE32, 0, 0, distance, _XDP_PASS)]
-    verdicts = _ENDING[kind]
-    return [_instruction(_JEQ32, 0, 0, distance - n, v) for n, v in enumerate(verdicts)]
-
-
-def _instruction(
-    opcode: int, target: int = 0, source: int = 0, offset: int = 0, immediate: int = 0
-) -> bytes:
-    return struct.pack("=BBhi", opcode, target | source << 4, offset, immediate)
-
-
 def _set_element(array: int, slot: int, fd: int) -> None:
     key, value = struct.pack("=I", slot), struct.pack("=I", fd)
     check(libbpf().bpf_map_update_elem(array, key, value, BPF_ANY))
-
-
-@contextmanager
-def _array(spec: MapSpec) -> Iterator[int]:
-    fd = create_map(spec)
-    try:
-        yield fd
-    finally:
-        os.close(fd)

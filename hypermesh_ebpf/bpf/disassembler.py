@@ -22,8 +22,8 @@ _CALL, _EXIT, _JA, _JCOND = 0x8, 0x9, 0x0, 0xE
 _NEG, _MOV, _END, _DIV, _MOD = 0x8, 0xB, 0xD, 0x3, 0x9
 _CMPXCHG, _XCHG, _LOAD_ACQUIRE, _STORE_RELEASE = 0xF1, 0xE1, 0x100, 0x110
 
-_ALU_SIGNS = words("+= -= *= /= |= &= <<= >>= neg %= ^= = s>>= endian ?? ??")
-_JUMP_SIGNS = words("jmp == > >= & != s> s>= call exit < <= s< s<= ?? ??")
+_ALU_SIGNS = words("+= -= *= /= |= &= <<= >>= neg %= ^= = s>>= endian")
+_JUMP_SIGNS = words("jmp == > >= & != s> s>= call exit < <= s< s<=")
 _SIZES = ("u32", "u16", "u8", "u64")
 _SIGNED_SIZES = ("s32", "s16", "s8", "s64")
 _ATOMIC_NAMES = {0x0: "add", 0x4: "or", 0x5: "and", 0xA: "xor"}
@@ -139,6 +139,8 @@ def _describe_arithmetic(f: _Fields) -> str:
         return f"r{f.destination} = {swap}{f.immediate} r{f.destination}"
     if operation == _NEG:
         return f"{destination} = -{destination}"
+    if operation >= len(_ALU_SIGNS):
+        return _unknown(f)
     sign = _ALU_SIGNS[operation]
     if operation in (_DIV, _MOD) and f.offset == 1:
         sign = f"s{sign}"
@@ -156,9 +158,11 @@ def _describe_arithmetic(f: _Fields) -> str:
 
 def _describe_jump(f: _Fields, number: int, names: Names) -> tuple[str, int | None]:
     operation, short = f.code >> 4, f.code & 7 == _JMP32
-    if operation == _CALL and not short:
+    if operation > _JCOND or (short and operation in (_CALL, _EXIT, _JCOND)):
+        return _unknown(f), None
+    if operation == _CALL:
         return _describe_call(f, number, names)
-    if operation == _EXIT and not short:
+    if operation == _EXIT:
         return "exit", None
     if operation == _JA:
         distance = f.immediate if short else f.offset
@@ -211,6 +215,10 @@ def _describe_memory(f: _Fields) -> str:
         return f"r0 = *({size} *)skb[{f.immediate}]"
     if kind == _LD and mode == _IND:
         return f"r0 = *({size} *)skb[r{f.source} + {f.immediate}]"
+    return _unknown(f)
+
+
+def _unknown(f: _Fields) -> str:
     return f"unknown instruction {f.code:02x}"
 
 

@@ -24,7 +24,7 @@ import os
 import platform
 import select
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fcntl import ioctl
 from operator import itemgetter
 from pathlib import Path
@@ -47,9 +47,8 @@ _CLOEXEC = 1 << 3  # PERF_FLAG_FD_CLOEXEC
 _ENABLE = 0x2400  # PERF_EVENT_IOC_ENABLE
 _HEAD, _TAIL = 1024 // 8, 1032 // 8  # in the control page, as items of 8 bytes
 _RECORD_LOST, _RECORD_SAMPLE = 2, 9
-_HEADER = struct.Struct("=IHH")
-_SAMPLE = struct.Struct("=8xQI")  # header; time, size of the program's bytes
-_LOST = struct.Struct("=8x8xQ")  # header, id; number
+# type, flags and length; in a sample also the time, the size of the program's bytes, and these
+_RECORD = struct.Struct("=IHHQI")
 
 Record = tuple[int, bytes]
 """(time in nanoseconds, the program's bytes)."""
@@ -187,7 +186,7 @@ class _CpuBuffer:
         """Where the kernel will write next."""
         return int(self._control[_HEAD])
 
-    def take(self, head: int) -> Iterator[Record]:
+    def take(self, head: int) -> list[Record]:
         """The records before ``head``, which are thereby consumed."""
         tail = int(self._control[_TAIL])
         begin, end = tail % self._size, tail % self._size + head - tail
@@ -195,14 +194,16 @@ class _CpuBuffer:
         if end > self._size:
             raw += bytes(self._data[: end - self._size])
         self._control[_TAIL] = head
-        at = 0
+        records: list[Record] = []
+        at, start = 0, _RECORD.size
         while at < len(raw):
-            kind, _misc, length = _HEADER.unpack_from(raw, at)
+            kind, _misc, length, time, size = _RECORD.unpack_from(raw, at)
             if kind == _RECORD_SAMPLE:
-                yield read_sample(raw, at)
+                records.append((time, raw[at + start : at + start + size]))
             elif kind == _RECORD_LOST:
-                self._told += _LOST.unpack_from(raw, at)[0]
-            at += max(length, _HEADER.size)
+                self._told += read_lost(raw, at)
+            at += length
+        return records
 
     @property
     def lost(self) -> int:
@@ -218,11 +219,10 @@ class _CpuBuffer:
         os.close(self.fd)
 
 
-def read_sample(raw: bytes, at: int = 0) -> Record:
-    """The record of type PERF_RECORD_SAMPLE at an offset."""
-    time, size = _SAMPLE.unpack_from(raw, at)
-    start = at + _SAMPLE.size
-    return time, raw[start : start + size]
+def read_lost(raw: bytes, at: int = 0) -> int:
+    """How many records the record of type PERF_RECORD_LOST at an offset stands for."""
+    (lost,) = struct.unpack_from("=Q", raw, at + 16)  # behind the header and an id
+    return int(lost)
 
 
 class _MappedReader:
@@ -315,12 +315,12 @@ class _LibbpfReader:
         self.lost = 0
 
         def take(_context: Any, _cpu: int, address: int) -> int:
-            kind, _misc, length = _HEADER.unpack(ct.string_at(address, _HEADER.size))
-            raw = ct.string_at(address, length)
+            head = ct.string_at(address, _RECORD.size)
+            kind, _misc, length, time, size = _RECORD.unpack(head)
             if kind == _RECORD_SAMPLE:
-                self._records.append(read_sample(raw))
+                self._records.append((time, ct.string_at(address + _RECORD.size, size)))
             elif kind == _RECORD_LOST:
-                self.lost += _LOST.unpack_from(raw)[0]
+                self.lost += read_lost(ct.string_at(address, length))
             return _CONTINUE
 
         self._callback: Callable[..., int] = _EVENT_CALLBACK(take)

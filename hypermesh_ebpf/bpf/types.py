@@ -59,13 +59,14 @@ class Type:
     """A type that bytes can be decoded to.
 
     ``layout`` is the struct module's format of one value, ``build`` makes the value of what that
-    unpacks.  ``plain`` is true where each of these is a number that can be added.
+    unpacks.  ``columns`` has a character for each of these items: "+" for a number, "=" for what
+    cannot be added, "?" for bytes with numbers in them.
     """
 
     description: Description
     size: int
     layout: str
-    plain: bool
+    columns: str
     build: Callable[[Iterator[Any]], Any]
     _struct: struct.Struct = field(init=False)
 
@@ -91,12 +92,26 @@ class Type:
 
         See :func:`add_values` for what cannot be added.
         """
-        if self.plain and self.layout:
-            for values in zip(*[self._unpack(raw, stride)] * copies, strict=True):
-                yield self.build(map(sum, zip(*values, strict=True)))
-        else:
-            for values in zip(*[self.decode_all(raw, stride)] * copies, strict=True):
-                yield add_values(values)
+        if "?" in self.columns or not self.columns:
+            for decoded in zip(*[self.decode_all(raw, stride)] * copies, strict=True):
+                yield add_values(decoded)
+            return
+        for values in zip(*[self._unpack(raw, stride)] * copies, strict=True):
+            if (total := self._add(values)) is not None:
+                yield self.build(iter(total))
+            else:
+                yield add_values([self.build(iter(each)) for each in values])
+
+    def _add(self, values: tuple[tuple[Any, ...], ...]) -> list[Any] | None:
+        """Several CPUs' items as one's; None where one that cannot be added differs."""
+        if "=" not in self.columns:
+            return list(map(sum, zip(*values, strict=True)))
+        total = []
+        for kind, column in zip(self.columns, zip(*values, strict=True), strict=True):
+            if kind == "=" and column.count(column[0]) < len(column):
+                return None
+            total.append(sum(column) if kind == "+" else column[0])
+        return total
 
     def _unpack(self, raw: bytes | memoryview, stride: int) -> Iterator[tuple[Any, ...]]:
         gap = max(stride - self.size, 0)
@@ -138,31 +153,33 @@ def _compile(description: Description) -> Type:
     return _COMPILERS[description["kind"]](description)
 
 
-def _scalar(description: Description, code: str, plain: bool = True) -> Type:
-    return Type(description, description["size"], code, plain, next)
+def _scalar(description: Description, code: str, column: str) -> Type:
+    return Type(description, description["size"], code, column, next)
 
 
-def _converted(description: Description, layout: str, convert: Callable[[Any], Any]) -> Type:
+def _converted(
+    description: Description, layout: str, convert: Callable[[Any], Any], column: str
+) -> Type:
     """A type of one unpacked item that is made into something else."""
-    return Type(description, size_of(description), layout, False, lambda it: convert(next(it)))
+    return Type(description, size_of(description), layout, column, lambda it: convert(next(it)))
 
 
 def _compile_int(description: Description) -> Type:
     size, signed = description["size"], bool(description["signed"])
     if code := _INTEGERS.get(size):
-        return _scalar(description, code.lower() if signed else code)
-    return _converted(description, f"{size}s", lambda raw: _read_integer(raw, signed))
+        return _scalar(description, code.lower() if signed else code, "+")
+    return _converted(description, f"{size}s", lambda raw: _read_integer(raw, signed), "?")
 
 
 def _compile_bool(description: Description) -> Type:
     if description["size"] == 1:
-        return _scalar(description, "?", False)
-    return _converted(description, f"{description['size']}s", any)
+        return _scalar(description, "?", "=")
+    return _converted(description, f"{description['size']}s", any, "=")
 
 
 def _compile_float(description: Description) -> Type:
     if code := _FLOATS.get(description["size"]):
-        return _scalar(description, code)
+        return _scalar(description, code, "+")
     return _compile(_opaque(description["size"]))
 
 
@@ -176,18 +193,19 @@ def _compile_enum(description: Description) -> Type:
         number = value & (1 << 8 * wrap.size) - 1
         (number,) = wrap.unpack(number.to_bytes(wrap.size, sys.byteorder))
         names.setdefault(number, name)
-    return _converted(description, code, lambda number: names.get(number, number))
+    return _converted(description, code, lambda number: names.get(number, number), "=")
 
 
 def _compile_array(description: Description) -> Type:
     count, element = description["count"], _compile(description["element"])
     size = count * element.size
     if is_text(description):
-        return _converted(description, f"{size}s", read_text)
+        return _converted(description, f"{size}s", read_text, "=")
     if element.build is next and len(element.layout) == 1:
         layout = f"{count}{element.layout}"
-        return Type(description, size, layout, element.plain, lambda it: list(islice(it, count)))
-    return _converted(description, f"{size}s", lambda raw: list(element.decode_all(raw)))
+        columns = element.columns * count
+        return Type(description, size, layout, columns, lambda it: list(islice(it, count)))
+    return _converted(description, f"{size}s", lambda raw: list(element.decode_all(raw)), "?")
 
 
 def is_text(description: Description) -> bool:
@@ -209,13 +227,13 @@ def read_text(raw: bytes) -> str:
 
 
 def _compile_pointer(description: Description) -> Type:
-    return _converted(description, _INTEGERS[description["size"]], hex)
+    return _converted(description, _INTEGERS[description["size"]], hex, "=")
 
 
 def _compile_opaque(description: Description) -> Type:
     if not description["size"]:
-        return Type(description, 0, "", False, lambda it: "")
-    return _converted(description, f"{description['size']}s", bytes.hex)
+        return Type(description, 0, "", "", lambda it: "")
+    return _converted(description, f"{description['size']}s", bytes.hex, "=")
 
 
 def _compile_struct(description: Description) -> Type:
@@ -223,23 +241,27 @@ def _compile_struct(description: Description) -> Type:
     size, members = description["size"], description["members"]
     names = [member["name"] for member in members]
     types = [_compile(member["type"]) for member in members]
-    layout, end, plain = "", 0, True
+    layout, columns, end = "", "", 0
     for member, type_ in zip(members, types, strict=True):
         at, odd = divmod(member["offset"], 8)
         if odd or at < end or "bits" in member:
-            return _converted(description, f"{size}s", _member_reader(members, types))
+            return _converted(description, f"{size}s", _member_reader(members, types), "?")
         layout += f"{at - end}x" * (at > end) + type_.layout
         end = at + type_.size
-        plain = plain and type_.plain
+        columns += type_.columns
     if end > size:
         raise ValueError(f"members end at {end} of {size} bytes")
     layout += f"{size - end}x" * (size > end)
-    if all(type_.build is next for type_ in types):
-        return Type(description, size, layout, plain, lambda it: dict(zip(names, it, strict=False)))
     builds = [(name, type_.build) for name, type_ in zip(names, types, strict=True)]
-    return Type(
-        description, size, layout, plain, lambda it: {name: build(it) for name, build in builds}
-    )
+
+    def build(items: Iterator[Any]) -> dict[str, Any]:
+        return {name: build(items) for name, build in builds}
+
+    def build_at_once(items: Iterator[Any]) -> dict[str, Any]:
+        return dict(zip(names, items, strict=False))
+
+    simple = all(type_.build is next for type_ in types)
+    return Type(description, size, layout, columns, build_at_once if simple else build)
 
 
 def _member_reader(

@@ -1,8 +1,9 @@
 """The members of a chain that is in the kernel, read from the chain itself.
 
-A chain (:mod:`hypermesh_ebpf.bpf.chain`) carries its members as functions under their own names: a
-merged one calls all of them in order, a wrapped one the first, and finds the head of the rest in a
-program array.
+A chain (:mod:`hypermesh_ebpf.bpf.chain`) carries its members as functions under their own names.  A
+merged one calls them in order and goes on with the last in its own main part, which is therefore
+called "hmebpf_chain_LAST"; a wrapped one calls its first member, and finds the others in a program
+array.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from hypermesh_ebpf.errors import MissingBtf
 NAME = "hmebpf_chain"
 """As in :data:`hypermesh_ebpf.bpf.chain.NAME`, which is too much to import for a look."""
 
-_CALL, _FUNCTION_CALL = 0x85, 1
+_MOVE, _CALL, _FUNCTION_CALL = 0xBF, 0x85, 1
+_R1_FROM_R6 = 0x61
+_JUMP_CLASSES, _GOTO, _EXIT = (5, 6), 0x05, 0x95
 
 
 def read_members(fd: int, program: info.ProgramInfo) -> tuple[str, ...] | None:
@@ -28,28 +31,44 @@ def read_members(fd: int, program: info.ProgramInfo) -> tuple[str, ...] | None:
     """
     if program.name != NAME or not program.functions:
         return None
-    names = _called(fd, program.btf_id)
+    types = Btf.from_id(program.btf_id)
+    code = info.read_translated(fd)
+    names = _called(code, types)
+    first = code.functions[0][1] if code.functions else 0
+    last = types.type(first).name.removeprefix(NAME).removeprefix("_") if first else ""
+    if last:  # merged
+        return (*names, last)
     for map_id in program.map_ids:
-        names += _followers(map_id)
+        names = (*names[:1], *_followers(map_id))
     return names or None
 
 
-def _called(fd: int, btf_id: int) -> tuple[str, ...]:
-    """The functions that a program's main part calls, in order."""
-    code = info.read_translated(fd)
-    starts = dict(code.functions)
-    end = code.functions[1][0] if len(code.functions) > 1 else len(code.instructions) // 8
-    types = Btf.from_id(btf_id)
-    found = []
-    for number in range(min(end, len(code.instructions) // 8)):
-        opcode, registers = code.instructions[8 * number], code.instructions[8 * number + 1]
-        if opcode == _CALL and registers >> 4 == _FUNCTION_CALL:
-            offset = int.from_bytes(
-                code.instructions[8 * number + 2 : 8 * number + 4], "little", signed=True
-            )
-            type_id = starts.get(number + 1 + offset)
-            if type_id is not None:
-                found.append(types.type(type_id).name)
+def _called(code: info.Translated, types: Btf) -> tuple[str, ...]:
+    """The members that a dispatcher calls, each by ``r1 = r6; call``, with jumps to its end
+    between.
+
+    The verifier leaves out the jumps that a member's constant verdict makes needless.
+    """
+    raw, starts = code.instructions, dict(code.functions)
+    found: list[str] = []
+    at = 8  # the first one keeps the context: r6 = r1
+    while at + 16 <= len(raw):
+        opcode, registers = raw[at], raw[at + 1]
+        is_call = raw[at + 8] == _CALL and raw[at + 9] >> 4 == _FUNCTION_CALL
+        if (opcode, registers) == (_MOVE, _R1_FROM_R6) and is_call:
+            offset = int.from_bytes(raw[at + 10 : at + 12], "little", signed=True)
+            type_id = starts.get(at // 8 + 2 + offset)
+            found.append(types.type(type_id).name if type_id is not None else "?")
+            at += 16
+        elif opcode == _CALL and registers >> 4 == _FUNCTION_CALL and not found:
+            offset = int.from_bytes(raw[at + 2 : at + 4], "little", signed=True)
+            type_id = starts.get(at // 8 + 1 + offset)
+            found.append(types.type(type_id).name if type_id is not None else "?")
+            at += 8
+        elif opcode & 7 in _JUMP_CLASSES and opcode not in (_GOTO, _EXIT, _CALL):
+            at += 8
+        else:
+            break
     return tuple(found)
 
 
@@ -82,7 +101,9 @@ def _name_member(program_id: int) -> tuple[str, ...]:
         return ()
     try:
         program = info.read_program(fd)
-        called = _called(fd, program.btf_id) if program.functions > 1 else ()
+        called: tuple[str, ...] = ()
+        if program.functions > 1:
+            called = _called(info.read_translated(fd), Btf.from_id(program.btf_id))
         return called[:1] or (program.name,)
     except MissingBtf:
         return ("?",)

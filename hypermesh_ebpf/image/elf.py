@@ -161,7 +161,7 @@ class _Object:
 
     def prepare_programs(self, attach: Mapping[str, EbpfAttachType]) -> None:
         """Decide what each program is for, before anything is loaded."""
-        names = [self._lib.bpf_program__name(program).decode(errors="replace") for program in self._programs]
+        names = [self._program_name(program) for program in self._programs]
         if not names:
             raise MalformedObject(
                 f"load {self._name}",
@@ -235,6 +235,10 @@ class _Object:
         if place.attach and ":," not in place.attach:
             self.points[name] = EbpfAttachType.parse(place.attach)
         return None
+
+    def _program_name(self, program: int) -> str:
+        name: bytes = self._lib.bpf_program__name(program)
+        return name.decode(errors="replace")
 
     def _is_tp_btf(self, program: int) -> bool:
         type_ = self._lib.bpf_program__type(program)
@@ -393,7 +397,7 @@ class _Object:
         code = ct.string_at(lib.bpf_program__insns(program), size)
         kind, attach = self._kinds[program]
         return ProgramSpec(
-            lib.bpf_program__name(program).decode(errors="replace"),
+            self._program_name(program),
             code,
             tuple((offset, places[fd]) for offset, _variant, fd in map_references(code)),
             kind,

@@ -133,7 +133,9 @@ def load_error(
     cause = _telling(said, number)
     for pattern, error, remedy in _KNOWN_CAUSES:
         if re.search(pattern, everything):
-            return error(what, cause, remedy, errno=_system_errno(number), details=everything)
+            return (error is MissingBtf and _missing_btf()) or error(
+                what, cause, remedy, errno=_system_errno(number), details=everything
+            )
     if program in points:
         hook = _unsupported_hook(points[program])
         if hook:
@@ -163,7 +165,8 @@ def _refused(
 
 _KNOWN_CAUSES: list[tuple[str, type[HmebpfError], str]] = [
     (
-        r"failed to find valid kernel BTF|[Ee]rror loading vmlinux BTF|kernel BTF is missing",
+        r"failed to (?:parse|get) target BTF|failed to find valid kernel BTF"
+        r"|[Ee]rror loading vmlinux BTF|kernel BTF is missing",
         MissingBtf,
         "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, or name a BTF file of this kernel with "
         "HMEBPF_BTF=FILE",
@@ -224,6 +227,17 @@ def _unsupported_hook(point: EbpfAttachType) -> HmebpfError | None:
     try:
         require_hook(point)
     except HmebpfError as error:
+        return error
+    return None
+
+
+def _missing_btf() -> MissingBtf | None:
+    """What is wrong with the kernel's type information, if that can be seen from here."""
+    from hypermesh_ebpf.host.kernel_btf import require_btf
+
+    try:
+        require_btf()
+    except MissingBtf as error:
         return error
     return None
 

@@ -18,6 +18,7 @@ from hypermesh_ebpf.image import cache, conventions
 from hypermesh_ebpf.image.image import Image
 
 if TYPE_CHECKING:
+    from hypermesh_ebpf.attach_type import EbpfAttachType
     from hypermesh_ebpf.image.user_source import UserSource
 
 _PACKAGE = Path(__file__).parent.parent
@@ -67,19 +68,21 @@ def build_user_image(
     use_cache: bool = True,
     report: Callable[[str], None] = lambda text: None,
     note: Callable[[str], None] = lambda text: None,
+    attach: Mapping[str, EbpfAttachType] = {},
 ) -> Image:
     """The image of C of the user's own, written for BCC: from the cache, or compiled now.
 
     ``path`` is what messages call it, and its ``#include "..."`` are looked for beside it;
-    ``report`` is told before the compiler starts, ``note`` why the cache was of no use.  See
+    ``report`` is told before the compiler starts, ``note`` why the cache was of no use; ``attach``
+    tells by function where programs will be attached.  See
     :func:`hypermesh_ebpf.image.user_source.compile_user` for the errors.
     """
     from hypermesh_ebpf.image.user_source import UserSource, compile_user
 
-    source = UserSource.read(path.name, text, cflags, path.parent)
+    source = UserSource.read(path.name, text, cflags, path.parent, attach)
     build = _build(
         _user_key(source),
-        lambda: compile_user(path.name, text, cflags, path.parent, report),
+        lambda: compile_user(path.name, text, cflags, path.parent, report, attach),
         use_cache,
         lambda: report(f"compiling {path.name}"),
     )
@@ -148,7 +151,13 @@ def _key(path: Path, text: str, defines: Mapping[str, str | int]) -> str:
 def _user_key(source: UserSource) -> str:
     """Everything that the image of a user's text is made of."""
     parts: list[str | bytes] = [__version__, source.name, find_bcc().version, _btf_state()]
-    parts += [*source.flags, *source.headers, *source.headers.values(), *source.kernel_headers]
+    parts += [
+        *source.flags,
+        source.readers,
+        *source.headers,
+        *source.headers.values(),
+        *source.kernel_headers,
+    ]
     parts.append(source.text.encode(errors="surrogateescape"))
     parts += [_read_format(*each) for each in conventions.tracepoints(source.code)]
     parts.append(str(possible_cpus()))  # the size of a perf buffer's map
@@ -158,7 +167,7 @@ def _user_key(source: UserSource) -> str:
 def _own_ingredients() -> Iterator[Path]:
     """What this code makes of a source is an ingredient, too."""
     yield from sorted((_PACKAGE / "image/include").rglob("*.h"))
-    names = ("bcc", "conventions", "headers", "kernel_dump", "kernel_types", "user_source")
+    names = ("bcc", "usdt", "conventions", "headers", "kernel_dump", "kernel_types", "user_source")
     yield from (path for name in names if (path := _PACKAGE / f"image/{name}.py").is_file())
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf.spec import PERF_COUNTERS, MapSpec, ProgramSpec
 from hypermesh_ebpf.errors import CompileError, HmebpfError, MissingBtf
 from hypermesh_ebpf.host.kernel_btf import btf_path
@@ -41,6 +42,9 @@ typedef unsigned long long sector_t; typedef unsigned int uid_t; typedef unsigne
 typedef long long ktime_t; typedef unsigned int fmode_t; typedef unsigned short sa_family_t;
 typedef int key_t; typedef int clockid_t; typedef int timer_t; typedef unsigned long aio_context_t;
 typedef unsigned long kernel_ulong_t; typedef unsigned long long dma_addr_t;
+typedef unsigned char uint8_t; typedef unsigned short uint16_t; typedef unsigned int uint32_t;
+typedef unsigned long long uint64_t; typedef signed char int8_t; typedef short int16_t;
+typedef int int32_t; typedef long long int64_t;
 #define TASK_COMM_LEN 16
 """
 # BCC would pin while it compiles; the one who loads the image pins.
@@ -67,6 +71,18 @@ _LACKING = re.compile(
     r"unknown type name|incomplete|undeclared identifier|no member named|file not found"
     r"|implicit declaration|expected '\)'|type specifier missing"
 )
+# What clang says: what to do.
+_REMEDIES = (
+    (
+        r"(?:undeclared identifier|unknown type name) '([A-Z][A-Z0-9_]{2,})'",
+        r"where BCC's Python would put something in its place, define it: `--cflag '-D\1=...'`",
+    ),
+    (r"cannot call non-static helper function", "make the helper `static __always_inline`"),
+    (
+        r"bpf_table \w+ failed to open|reference to undefined table",
+        "an image stands for itself: declare the map in this source, with its type",
+    ),
+)
 _PYTHON = re.compile(r"^\s*(from bcc import|import bcc\b|#!.*python)", re.M)
 
 _INCLUDE_OPTIONS = ("-I", "-iquote", "-isystem")
@@ -80,7 +96,8 @@ class UserSource:
 
     ``headers`` are the texts of its own headers by path, ``code`` is the text behind them, all
     without comments; ``flags`` clang's arguments for it; ``kernel_headers`` the headers that it
-    includes and that are nobody's but the kernel's.
+    includes and that are nobody's but the kernel's; ``readers`` C that reads arguments of static
+    probes for it.
     """
 
     name: str
@@ -89,12 +106,21 @@ class UserSource:
     headers: dict[str, str]
     code: str
     kernel_headers: tuple[str, ...]
+    readers: str = ""
 
     @classmethod
     def read(
-        cls, name: str, text: str, cflags: Sequence[str] = (), directory: Path | None = None
+        cls,
+        name: str,
+        text: str,
+        cflags: Sequence[str] = (),
+        directory: Path | None = None,
+        attach: Mapping[str, EbpfAttachType] = {},
     ) -> UserSource:
-        """Follow the text's includes, beside it and where ``cflags`` point with -I."""
+        """Follow the text's includes, beside it and where ``cflags`` point with -I.
+
+        See :func:`compile_user`.
+        """
         beside = (directory or Path(name).parent).absolute()
         flags = _absolute(cflags)
         places = [beside, *_include_directories(flags)]
@@ -113,7 +139,13 @@ class UserSource:
                     todo.append((conventions.strip_comments(headers[str(path)]), path.parent))
                 elif path is None and header not in _CLANGS_OWN:
                     kernel[header] = None
-        return cls(name, text, (f"-iquote{beside}", *flags), headers, code, tuple(kernel))
+        readers = ""
+        if any(point.kind == "usdt" for point in attach.values()):
+            from hypermesh_ebpf.image.usdt import write_readers
+
+            readers = write_readers(attach).replace("#include <uapi/linux/ptrace.h>\n", "")
+        flags = [f"-iquote{beside}", *flags]
+        return cls(name, text, tuple(flags), headers, code, tuple(kernel), readers)
 
     @property
     def needs_kernel_headers(self) -> bool:
@@ -154,6 +186,7 @@ def compile_user(
     cflags: Sequence[str] = (),
     directory: Path | None = None,
     report: Report = lambda text: None,
+    attach: Mapping[str, EbpfAttachType] = {},
 ) -> Image:
     """Compile C of the user's own, written for BCC, into an Image.
 
@@ -167,6 +200,9 @@ def compile_user(
     time, and all of them only if clang misses something.  ``report`` is told before these are made,
     which takes seconds, once for each kernel.
 
+    ``attach`` tells, by function, where programs will be attached, as far as it is known: BCC needs
+    to know the static probes (USDT) whose arguments a text reads.
+
     Raises CompileError, MissingBtf, Unsupported for a kind of program that cannot be attached.
     """
     if _PYTHON.search(text):
@@ -175,7 +211,7 @@ def compile_user(
             "this is Python, not C",
             "take the C out of it, the string given to BPF(text=...), and put it into a file",
         )
-    source = UserSource.read(name, text, cflags, directory)
+    source = UserSource.read(name, text, cflags, directory, attach)
     if conventions.tracepoints(source.code):
         from hypermesh_ebpf.host.filesystems import enter_private_mounts
 
@@ -185,7 +221,7 @@ def compile_user(
     code = conventions.strip_comments(text)
     modules = _module_names()
     for program in image.programs:
-        _refuse_relocations(name, program)
+        _refuse_relocations(name, program, code)
     return replace(
         image,
         maps=tuple(_with_hints(spec, hints.get(spec.name, MapHint())) for spec in image.maps),
@@ -198,6 +234,18 @@ def compile_user(
 
 
 def _compile_either_way(source: UserSource, report: Report) -> Image:
+    try:
+        return _compile_light_or_full(source, report)
+    except CompileError as error:
+        for pattern, remedy in _REMEDIES:
+            found = re.search(pattern, error.cause or "")
+            if found:
+                error.remedy = found.expand(remedy)
+                break
+        raise
+
+
+def _compile_light_or_full(source: UserSource, report: Report) -> Image:
     if source.needs_kernel_headers:
         return _compile_with_records(source, _kernel_tree(report))
     try:
@@ -254,11 +302,11 @@ def _compile_unit(source: UserSource, tree: Path | None, ending: str) -> Image:
     start = f'#line 1 "{source.name}"\n'
     if tree is not None:
         flags = ["-Wno-unused-value", *source.flags]
-        unit = _NO_PINS + start + source.text + ending
+        unit = _NO_PINS + source.readers + start + source.text + ending
         return compile_c(source.name, unit, flags, kernel_source=tree, by_btf=True)
     types = _PRELUDE + _declare_types(source)
     flags = [*compiler_flags(HEADERS, {}), *source.flags]
-    unit = _NO_PINS + types + start + source.text + ending
+    unit = _NO_PINS + types + source.readers + start + source.text + ending
     return compile_c(source.name, unit, flags, by_btf=True)
 
 
@@ -268,6 +316,7 @@ def _declare_types(source: UserSource) -> str:
         with KernelTypes(btf_path()) as kernel:
             registers = f"struct pt_regs; struct user_pt_regs; {_REGISTERS}"
             named = source.code + (registers if "pt_regs" in source.code else "")
+            named += source.readers
             return kernel.declare(named, "".join(source.headers.values()), lenient=True)
     except MissingBtf:
         return ""  # what is missing, clang will say
@@ -303,7 +352,7 @@ def _with_hints(spec: MapSpec, hint: MapHint) -> MapSpec:
     return replace(spec, histogram=hint.histogram, inner=hint.inner, pinned=hint.pinned)
 
 
-def _refuse_relocations(name: str, program: ProgramSpec) -> None:
+def _refuse_relocations(name: str, program: ProgramSpec, code: str) -> None:
     """BCC leaves what it cannot relocate as it is, and the verifier's words for it help nobody.
 
     clang never loads a constant of 32 bits by an instruction for 64: that is the address of a
@@ -317,6 +366,13 @@ def _refuse_relocations(name: str, program: ProgramSpec) -> None:
                 "keep the value in a BPF_ARRAY, or write the program for libbpf (SEC(...))",
             )
         if opcode == _CALL and registers >> 4 == _PSEUDO_CALL and immediate == -1:
+            if "bpf_usdt_readarg" in code:
+                raise CompileError(
+                    f"compile {name}: {program.name}",
+                    "it reads a static probe's arguments (bpf_usdt_readarg), and where they are "
+                    "depends on the probe",
+                    f"name it: --attach {program.name}=usdt:FILE:PROVIDER:NAME",
+                )
             raise CompileError(
                 f"compile {name}: {program.name}",
                 "it calls a function that is not inlined, which BCC cannot link",

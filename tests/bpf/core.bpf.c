@@ -5,10 +5,7 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
-/* The same structure as older kernels had it, and one that no kernel has. */
-struct task_struct___old {
-    long state;
-} __attribute__((preserve_access_index));
+/* A member and a structure that no kernel has. */
 struct task_struct___wrong {
     int no_such_member;
 } __attribute__((preserve_access_index));
@@ -16,9 +13,9 @@ struct no_such_structure {
     int member;
 } __attribute__((preserve_access_index));
 
-int tgid, parent_tgid, level;
+int tgid, helpers_tgid, parent_tgid, level;
 char comm[16], parent_comm[16];
-bool has_state, has_wrong, has_structure, has_type, has_value, in_execve;
+bool has_tgid, has_wrong, has_structure, has_type, has_value, in_execve;
 __u64 value, member_size, member_offset, type_size;
 
 SEC("raw_tp/sched_process_exit")
@@ -26,6 +23,7 @@ int look(void *ctx)
 {
     struct task_struct *task = (void *)bpf_get_current_task();
 
+    helpers_tgid = bpf_get_current_pid_tgid() >> 32;
     tgid = BPF_CORE_READ(task, tgid);
     parent_tgid = BPF_CORE_READ(task, real_parent, tgid);
     level = BPF_CORE_READ(task, thread_pid, level);
@@ -33,7 +31,7 @@ int look(void *ctx)
     BPF_CORE_READ_STR_INTO(&parent_comm, task, real_parent, group_leader, comm);
     in_execve = BPF_CORE_READ_BITFIELD_PROBED(task, in_execve);
 
-    has_state = bpf_core_field_exists(task->tgid);
+    has_tgid = bpf_core_field_exists(task->tgid);
     has_wrong = bpf_core_field_exists(struct task_struct___wrong, no_such_member);
     has_type = bpf_core_type_exists(struct task_struct);
     has_structure = bpf_core_type_exists(struct no_such_structure);

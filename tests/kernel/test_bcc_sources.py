@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,11 +13,17 @@ from typing import Any
 
 import pytest
 
-from hypermesh_ebpf.bpf import map_types
-from hypermesh_ebpf.bpf.maps import TypedMap
+from hypermesh_ebpf.bpf.maps import TypedMap, read_map_spec
 from hypermesh_ebpf.bpf.programs import close_all, create_maps, load_program
 from hypermesh_ebpf.bpf.spec import PERF_COUNTERS, MapSpec
-from hypermesh_ebpf.errors import CompileError, HmebpfError, LoadError, PinError, Unsupported
+from hypermesh_ebpf.errors import (
+    AttachError,
+    CompileError,
+    HmebpfError,
+    LoadError,
+    PinError,
+    Unsupported,
+)
 from hypermesh_ebpf.host.kernel_btf import btf_path
 from hypermesh_ebpf.host.symbols import resolve_target
 from hypermesh_ebpf.image.image import Image
@@ -69,7 +74,7 @@ int sample(struct bpf_perf_event_data *ctx) { return 0; }
 static int helper(int x) { return x + 1; }
 static __always_inline int inlined(int x) { return x + 1; }
 inline int plain_inline(int x) { return x + 1; }
-int uses_them(struct xdp_md *ctx) { return helper(inlined(plain_inline(0))); }
+int uses_them(struct xdp_md *ctx) { return helper(inlined(0)); }
 """
 
 # Record what BCC's own Python would attach, without the kernel.
@@ -193,12 +198,37 @@ BPF_TABLE_PUBLIC("hash", u32, u64, m_public, 8); BPF_TABLE_SHARED("hash", u32, u
 int f(struct xdp_md *ctx) { m_dist.increment(bpf_log2l(3)); return XDP_PASS; }
 """
 TYPES = {
-    "m_hash": 1, "m_array": 2, "m_prog": 3, "m_perf": 4, "m_counters": 4, "m_percpu_hash": 5,
-    "m_percpu_array": 6, "m_stacks": 7, "m_cgroups": 8, "m_lru": 9, "m_lru_percpu": 10,
-    "m_lpm": 11, "m_array_of": 12, "m_hash_of": 13, "m_dev": 14, "m_sock": 15, "m_cpu": 16,
-    "m_xsk": 17, "m_sockhash": 18, "m_cgroup_storage": 19, "m_percpu_cgroup_storage": 21,
-    "m_queue": 22, "m_stack": 23, "m_sk": 24, "m_ring": 27, "m_inode": 28, "m_task": 29,
-    "m_dist": 2, "m_by_key": 1, "m_public": 1, "m_shared": 1,
+    "m_hash": 1,
+    "m_array": 2,
+    "m_prog": 3,
+    "m_perf": 4,
+    "m_counters": 4,
+    "m_percpu_hash": 5,
+    "m_percpu_array": 6,
+    "m_stacks": 7,
+    "m_cgroups": 8,
+    "m_lru": 9,
+    "m_lru_percpu": 10,
+    "m_lpm": 11,
+    "m_array_of": 12,
+    "m_hash_of": 13,
+    "m_dev": 14,
+    "m_sock": 15,
+    "m_cpu": 16,
+    "m_xsk": 17,
+    "m_sockhash": 18,
+    "m_cgroup_storage": 19,
+    "m_percpu_cgroup_storage": 21,
+    "m_queue": 22,
+    "m_stack": 23,
+    "m_sk": 24,
+    "m_ring": 27,
+    "m_inode": 28,
+    "m_task": 29,
+    "m_dist": 2,
+    "m_by_key": 1,
+    "m_public": 1,
+    "m_shared": 1,
 }
 
 
@@ -214,10 +244,9 @@ def test_every_kind_of_map_is_found_and_made(tmp_path: Path) -> None:
     assert specs["m_lpm"].flags == 1, "BPF_F_NO_PREALLOC"
     with loaded(image) as (programs, maps):
         assert run_program(programs["f"]) == 2
-        entries = {spec.name: TypedMap(spec, fd).entries() for spec, fd in maps}
-    assert entries["m_dist"][2] == (2, 1)
-    # What the kernel itself says of them.
-    assert len(entries) == len(TYPES)
+        assert {spec.name: read_map_spec(fd).type for spec, fd in maps} == TYPES
+        (entries,) = [TypedMap(spec, fd).entries() for spec, fd in maps if spec.name == "m_dist"]
+    assert entries[2] == (2, 1)
 
 
 def test_map_of_maps_without_its_pattern_is_an_error() -> None:
@@ -317,8 +346,7 @@ def test_records_of_every_buffer_are_typed_events(tmp_path: Path) -> None:
         by_map.setdefault(each.pop("map"), []).append(each)
     nothing = {"a": 0, "b": 0}
     assert by_map == {
-        "structs": 3
-        * [{"pid": 4711, "comm": "x", "nested": {"a": 0, "b": 5}, "verdict": "DROP"}],
+        "structs": 3 * [{"pid": 4711, "comm": "x", "nested": {"a": 0, "b": 5}, "verdict": "DROP"}],
         "numbers": 3 * [{"value": 1 << 40}],
         "reserved": 3 * [{"pid": 4712, "comm": "", "nested": nothing, "verdict": 0}],
         # Known inside the function alone: by what BCC tells of it.
@@ -461,6 +489,79 @@ int f(struct xdp_md *ctx) { struct local_t key = {}; counts.increment(key);
         assert run_program(programs["f"]) == 6
 
 
+# -- static probes
+
+GENERATIONS = """
+#include <uapi/linux/ptrace.h>
+BPF_HASH(generations, int);
+int collect(struct pt_regs *ctx)
+{
+	int generation = -1;
+	bpf_usdt_readarg(1, ctx, &generation);
+	generations.increment(generation);
+	return 0;
+}
+"""
+COLLECTOR = """
+import gc
+gc.disable()
+print("ready", flush=True)
+input()
+for generation in (0, 1, 1, 2, 2, 2):
+    gc.collect(generation)
+print("done", flush=True)
+input()
+"""
+
+
+@needs_btf
+@pytest.mark.parametrize("include", [True, False])
+def test_arguments_of_a_static_probe_are_read(tmp_path: Path, include: bool) -> None:
+    from hypermesh_ebpf.attach import attach
+    from hypermesh_ebpf.attach_type import EbpfAttachType
+    from hypermesh_ebpf.host import executables
+
+    python = os.path.realpath("/usr/bin/python3")
+    try:
+        executables.find_static_probes(python, "python", "gc__start")
+    except HmebpfError as error:
+        pytest.skip(str(error))
+    text = GENERATIONS if include else GENERATIONS.replace("#include", "//")
+    command = [python, "-I", "-c", COLLECTOR]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as other:  # type: ignore[call-overload]
+        assert other.stdout.readline() == "ready\n"
+        point = EbpfAttachType.usdt(python, "python", "gc__start", pid=other.pid)
+        image = compile_user(tmp_path, text, attach={"collect": str(point)})
+        maps = create_maps(image.maps)
+        program = load_program(image.programs[0], "uprobe", image.license, maps)
+        made = attach(point, program, 0, lambda hold: None)
+        other.stdin.write("\n")
+        other.stdin.flush()
+        assert other.stdout.readline() == "done\n"
+        seen = dict(TypedMap(image.maps[0], maps[0]).entries())
+        close_all([*made.descriptors, program, *maps])
+        other.stdin.close()
+    assert seen == {0: 1, 1: 2, 2: 3}
+
+
+@needs_btf
+def test_process_is_asked_for_where_bcc_needs_one(tmp_path: Path) -> None:
+    python = os.path.realpath("/usr/bin/python3")
+    with pytest.raises((CompileError, AttachError)) as caught:
+        compile_user(tmp_path, GENERATIONS, attach={"collect": f"usdt:{python}:python:gc__start"})
+    if isinstance(caught.value, AttachError):
+        pytest.skip(str(caught.value))
+    assert "pid=PID" in str(caught.value.remedy)
+
+
+@needs_btf
+def test_static_probe_that_the_file_has_not_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(AttachError) as caught:
+        compile_user(tmp_path, GENERATIONS, attach={"collect": f"usdt:{sys.executable}:no:probe"})
+    assert "no:probe" in str(caught.value)
+
+
 # -- errors
 
 BROKEN = """{include}
@@ -495,7 +596,7 @@ def test_line_of_an_error_is_the_users(tmp_path: Path, include: str) -> None:
         (
             "int f(struct pt_regs *ctx) { u64 x = 0; bpf_usdt_readarg(1, ctx, &x); return x; }",
             "bpf_usdt_readarg",
-            "usdt",
+            "f=usdt:",
         ),
         ("int f(struct xdp_md *ctx) { FILTER return 0; }", "FILTER", "-DFILTER"),
     ],
@@ -520,7 +621,7 @@ def test_image_is_kept_until_something_of_it_changes(tmp_path: Path) -> None:
     path = tmp_path / "prog.c"
     path.write_text(
         '#include "local.h"\nTRACEPOINT_PROBE(sched, sched_switch) '
-        "{ bpf_trace_printk(\"%d\", args->next_pid + LOCAL); return 0; }\n"
+        '{ bpf_trace_printk("%d", args->next_pid + LOCAL); return 0; }\n'
     )
 
     def build(*flags: str) -> tuple[Image, bool]:
@@ -542,5 +643,3 @@ def test_text_that_is_no_utf8_compiles(tmp_path: Path) -> None:
     path = tmp_path / "prog.c"
     path.write_bytes(b"/* \xe9t\xe9 */ int f(struct xdp_md *ctx) { return XDP_PASS; }")
     assert build_user_file(path)[0].programs[0].kind == "xdp"
-    assert isinstance(struct.calcsize("I"), int) and issubclass(CompileError, HmebpfError)
-    assert map_types.HASH == 1

@@ -21,7 +21,16 @@ from hypermesh_ebpf.attach import Hold, xdp
 from hypermesh_ebpf.errors import GuardError
 from hypermesh_ebpf.guard import Guard, Outcome
 from tests.netns import Namespace, VethPair, needs_namespaces, veth_pair, wait_until
-from tests.owner import ENVIRONMENT, Owner, attached, entries, free_veth, is_gone
+from tests.owner import (
+    ENVIRONMENT,
+    Owner,
+    attached,
+    entries,
+    free_veth,
+    has_clsact,
+    is_gone,
+    tc_filters,
+)
 from tests.programs import load_program, program_id
 
 pytestmark = [needs_namespaces, pytest.mark.kernel]
@@ -195,7 +204,8 @@ def test_somebody_elses_program_in_our_place_stays(veth: VethPair, orderly: bool
 def test_held_but_never_attached_is_no_error(veth: VethPair) -> None:
     fd = load_program()
     with veth.left.entered(), Guard.start() as guard:
-        guard.hold(1, fd, str(ledger.record(Hold(1, "lo", program_id(fd), fd))))
+        hold = Hold(1, "lo", program_id(fd), fd)
+        guard.hold(hold, str(ledger.record(hold)))
         assert entries(veth.left)
         assert [outcome.what for outcome in guard.release()] == ["not ours"]
     os.close(fd)
@@ -351,3 +361,102 @@ def test_kernel_words_reach_the_outcome() -> None:
     os.close(fd)
     assert (outcome, number) == (guard_process.NOT_OURS, 0)
     assert words == "Active program does not match expected"
+
+
+def places(iface: str) -> tuple[str, str]:
+    return f"tc:{iface}", f"tc:{iface},direction=egress,priority=5"
+
+
+@pytest.mark.parametrize(
+    "end", [kill_owner, pytest.param(kill_group, marks=pytest.mark.vm_too), close_input]
+)
+def test_no_filter_stays_however_the_owner_ends(
+    veth: VethPair, end: Callable[[Owner], None]
+) -> None:
+    iface = veth.left_iface
+    owner = Owner(veth.left, *places(iface), start_new_session=True)
+    assert tc_filters(veth.left, iface) == [
+        ("ingress", 49152, owner.program),
+        ("egress", 5, owner.program),
+    ]
+    assert len(entries(veth.left)) == 2
+    started = time.monotonic()
+    end(owner)
+    wait_until(lambda: not entries(veth.left), "the guard has settled both")
+    print(f"settled after {(time.monotonic() - started) * 1000:.0f} ms")
+    assert not tc_filters(veth.left, iface)
+    assert not has_clsact(veth.left, iface)
+    wait_until(lambda: is_gone(owner.guard), "the guard has ended")
+
+
+def test_killed_guard_is_replaced_by_one_that_holds_the_filters(veth: VethPair) -> None:
+    owner = Owner(veth.left, *places(veth.left_iface))
+    os.kill(owner.guard, signal.SIGKILL)
+    assert owner.tell("release") == {"outcomes": [["removed", ""], ["removed", ""]]}
+    assert not has_clsact(veth.left, veth.left_iface)
+
+
+def test_filter_taken_off_by_the_user_is_no_error(veth: VethPair) -> None:
+    owner = Owner(veth.left, *places(veth.left_iface))
+    veth.left.run("tc", "filter", "del", "dev", veth.left_iface, "ingress")
+    outcomes = owner.tell("release")["outcomes"]
+    assert [outcome for outcome, _ in outcomes] == ["not ours", "removed"]
+    assert not has_clsact(veth.left, veth.left_iface)
+
+
+def test_clsact_taken_off_by_the_user_is_no_error(veth: VethPair) -> None:
+    owner = Owner(veth.left, *places(veth.left_iface))
+    veth.left.run("tc", "qdisc", "del", "dev", veth.left_iface, "clsact")
+    outcomes = owner.tell("release")["outcomes"]
+    assert [outcome for outcome, _ in outcomes] == ["not ours", "not ours"]
+    assert not entries(veth.left)
+
+
+def test_memory_of_the_guard_that_holds_filters(veth: VethPair) -> None:
+    owner = Owner(veth.left, *places(veth.left_iface))
+    rollup = Path(f"/proc/{owner.guard}/smaps_rollup").read_text()
+    kib = {line.split(":")[0]: line.split()[1] for line in rollup.splitlines()[1:]}
+    print(f"resident {kib['Rss']} KiB, its share {kib['Pss']} KiB")
+    assert int(kib["Pss"]) <= 9 * 1024
+    kill_owner(owner)
+
+
+@pytest.mark.parametrize("guard_dies", [False, True])
+def test_dropped_program_is_left_where_it_is(veth: VethPair, guard_dies: bool) -> None:
+    fd, other = load_program(), load_program()
+    with veth.left.entered(), Guard.start() as guard:
+        kept = Hold(1, "lo", program_id(fd), fd)
+        dropped = Hold(kept.ifindex, veth.left_iface, program_id(other), other)
+        for hold in (kept, dropped):
+            guard.hold(hold, str(ledger.record(hold)))
+        xdp.attach(other, program_id(other), "lo")
+        if guard_dies:
+            os.kill(guard.pid, signal.SIGKILL)
+        guard.drop(dropped)
+        guard.drop(dropped)  # which it does not hold any more
+        assert [entry.prog_id for entry in entries(veth.left)] == [kept.prog_id]
+        assert [outcome.what for outcome in guard.release()] == ["not ours"]
+    assert attached(veth.left) == {program_id(other)}
+    veth.left.run("ip", "link", "set", "lo", "xdp", "off")
+    os.close(fd)
+    os.close(other)
+
+
+@pytest.mark.parametrize("guard_dies", [False, True])
+def test_one_of_several_can_be_removed(veth: VethPair, guard_dies: bool) -> None:
+    fd = load_program()
+    with veth.left.entered(), Guard.start() as guard:
+        holds = [
+            Hold(xdp.find_interface(iface), iface, program_id(fd), fd)
+            for iface in ("lo", veth.left_iface)
+        ]
+        for hold in holds:
+            guard.hold(hold, str(ledger.record(hold)))
+            xdp.attach(fd, program_id(fd), hold.iface)
+        if guard_dies:
+            os.kill(guard.pid, signal.SIGKILL)
+        assert guard.remove(holds[0]) == Outcome(1, "removed")
+        assert guard.remove(holds[0]) is None
+        assert [entry.iface for entry in entries(veth.left)] == [veth.left_iface]
+        assert guard.release() == [Outcome(holds[1].ifindex, "removed")]
+    os.close(fd)

@@ -141,7 +141,9 @@ def test_layouts_of_every_link_type() -> None:
         ours = link_info._LINK_DETAILS.get(variant.name)
         assert ours is not None, f"this kernel has a link type of its own: {variant.name}"
         seen.add(variant.name)
-        offsets = dict(_flat(types, variant.type))
+        offsets: dict[str, int] = {}
+        for name, at in _flat(types, variant.type):
+            offsets.setdefault(name, at)
         # What we call "name" and "kind" has other names there, in other places' unions.
         aliases = {"name": ("tp_name", "target_name", "file_name"), "kind": ("type",)}
         aliases["name_len"] = ("tp_name_len", "target_name_len", "name_len")
@@ -195,7 +197,7 @@ def _comm() -> str:
 
 @needs_bpftool
 def test_maps_and_the_programs_that_use_them(counter: Counter) -> None:
-    fd, number = counter.load(parse("xdp:lo"), returns=XDP_PASS)
+    _fd, number = counter.load(parse("xdp:lo"), returns=XDP_PASS)
     program = find(read_objects(), number)
     (used,) = program.info.map_ids
     assert [used] == bpftool("prog", "show", "id", str(number))["map_ids"]
@@ -232,6 +234,20 @@ def test_members_of_a_chain() -> None:
         program = find(read_objects(), program_id(chain.head_fd))
         assert chain.way == "merged"
         assert program.members == ("first", "second", "third")
+    finally:
+        for fd in chain.descriptors:
+            os.close(fd)
+
+
+def test_members_of_a_wrapped_chain() -> None:
+    """Programs of licences that must not mix are joined by tail calls, through a program array."""
+    members = [returning(2, "first"), returning(2, "second", "Proprietary"), returning(2, "third")]
+    chain = load_chain(members, "xdp")
+    try:
+        assert chain.way == "wrapped"
+        members_seen = find(read_objects(), program_id(chain.head_fd)).members
+        assert members_seen is not None
+        assert members_seen[1:] == ("second", "third")
     finally:
         for fd in chain.descriptors:
             os.close(fd)
@@ -424,7 +440,7 @@ def test_link_to_an_interface_that_is_gone(counter: Counter) -> None:
 
 
 def test_marked_process_is_ours() -> None:
-    """A program that uses the library says so by a descriptor; nothing else tells it from others."""
+    """A program that uses the library says so by a descriptor: nothing else tells it apart."""
     fd = load_program("hm_marked")
     number = program_id(fd)
     try:

@@ -175,11 +175,14 @@ def test_readable_while_there_are_records(source: Producer, events: PerfBuffer) 
 
 
 @vm_too
-@pytest.mark.parametrize("in_order", [IN_ORDER, pytest.param(False, id="libbpf")])
+@pytest.mark.parametrize("kernel_counts", [True, False], ids=["counted", "told by records"])
+@both_readers
 def test_what_finds_no_room_is_counted_and_the_rest_is_whole(
-    source: Producer, in_order: bool
+    source: Producer, in_order: bool, kernel_counts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A page for each CPU: the kernel's count is the program's own."""
+    if not kernel_counts:  # as before Linux 6.0: a format that no kernel has
+        monkeypatch.setattr(perf_buffer, "_FORMAT_LOST", 1 << 40)
     buffer = PerfBuffer(source.map_fd, pages=1, in_order=in_order)
     try:
         (cpu, *_) = os.sched_getaffinity(0)

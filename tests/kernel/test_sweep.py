@@ -10,10 +10,20 @@ from collections.abc import Iterator
 
 import pytest
 
-from hypermesh_ebpf.attach import xdp
+from hypermesh_ebpf.attach import attach, xdp
+from hypermesh_ebpf.attach_type import EbpfAttachType
 from tests.netns import Namespace, VethPair, needs_namespaces, wait_until
-from tests.owner import ENVIRONMENT, Owner, attached, entries, free_veth, is_gone
-from tests.programs import load_program, program_id
+from tests.owner import (
+    ENVIRONMENT,
+    Owner,
+    attached,
+    entries,
+    free_veth,
+    has_clsact,
+    is_gone,
+    tc_filters,
+)
+from tests.programs import SCHED_CLS, load_program, program_id
 
 pytestmark = [needs_namespaces, pytest.mark.kernel]
 
@@ -99,3 +109,31 @@ def test_sweep_without_the_privilege_says_so(veth: VethPair) -> None:
     )
     assert attached(veth.left) == {owner.program}
     assert len(sweep(veth.left)) == 1
+
+
+@pytest.mark.vm_too
+def test_sweep_takes_filters_off_and_clsact_with_them(veth: VethPair) -> None:
+    iface = veth.left_iface
+    owner = Owner(veth.left, f"tc:{iface}", f"tc:{iface},direction=egress")
+    kill_both(owner)
+    assert len(tc_filters(veth.left, iface)) == 2
+    line = f"removed tc program {owner.program} on {iface} (owner {owner.pid} is dead)"
+    assert sweep(veth.left) == [line, line]
+    assert not has_clsact(veth.left, iface)
+    assert not entries(veth.left)
+
+
+def test_sweep_does_not_touch_filters_that_took_the_place(veth: VethPair) -> None:
+    iface = veth.left_iface
+    owner = Owner(veth.left, f"tc:{iface}")
+    kill_both(owner)
+    veth.left.run("tc", "qdisc", "del", "dev", iface, "clsact")
+    fd = load_program("hm_theirs", SCHED_CLS)
+    with veth.left.entered():
+        point = EbpfAttachType.tc(iface, priority=49152)
+        attach(point, fd, program_id(fd), lambda hold: None)
+    assert sweep(veth.left) == []
+    assert tc_filters(veth.left, iface) == [("ingress", 49152, program_id(fd))]
+    assert not entries(veth.left)
+    veth.left.run("tc", "qdisc", "del", "dev", iface, "clsact")
+    os.close(fd)

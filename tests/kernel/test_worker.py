@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from hypermesh_ebpf import WorkerError, monitors, open_monitor
+from hypermesh_ebpf import WorkerError, create_os_abstraction, monitors, open_monitor
 from hypermesh_ebpf.errors import HmebpfError, InterfaceNotFound, UsageError
 from hypermesh_ebpf.session import Opening
 from hypermesh_ebpf.worker import Worker
@@ -261,12 +261,23 @@ def test_sessions_from_threads() -> None:
         assert not attached(ns)
 
 
+def ask(request: dict[str, Any]) -> Worker:
+    """A worker that has been asked."""
+    worker = Worker()
+    try:
+        worker.ask(request)
+    except BaseException:
+        worker.close()
+        raise
+    return worker
+
+
 def test_worker_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = {"monitor": "xdp", "options": {}, "rung": None, "use_cache": True}
+    request = {"do": "load", "log": 0}
     before = state_of_this_process()
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with pytest.raises(WorkerError, match=r"start the worker .*No such file") as caught:
-        Worker(request)
+        ask(request)
     assert "/no/such/python" in str(caught.value.remedy)
     monkeypatch.undo()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -276,7 +287,7 @@ def test_worker_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
         for room in range(12):  # wherever on the way the limit is met
             resource.setrlimit(resource.RLIMIT_NOFILE, (free[room], hard))
             try:
-                Worker(request).close()
+                ask(request).close()
             except WorkerError as error:
                 assert "Too many open files" in str(error)
                 assert "ulimit -n" in str(error.remedy)
@@ -289,8 +300,8 @@ def test_worker_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_worker_that_fails_by_a_bug_is_an_error_with_its_last_words() -> None:
     """A traceback in the worker is details; the last line of it the cause."""
-    request = {"monitor": "no-such", "options": {}, "rung": None, "use_cache": True}
-    with Worker(request) as worker, pytest.raises(WorkerError) as caught:
+    request = {"do": "monitor", "log": 0, "monitor": "no-such", "options": {}, "rung": None}
+    with ask({**request, "use_cache": True}) as worker, pytest.raises(WorkerError) as caught:
         worker.result(lambda *hold: None, lambda kind, text: None)
     assert str(caught.value) == (
         "load in the worker process: it ended with status 1 (KeyError: 'no-such')"
@@ -330,3 +341,34 @@ def test_nothing_is_inherited_by_programs_started_meanwhile() -> None:
     assert done.stdout
     assert "bpf" not in done.stdout
     assert "perf_event" not in done.stdout
+
+
+RETURN_2 = bytes.fromhex("b7000000020000009500000000000000")
+
+
+def test_worker_that_ended_or_died_between_requests_is_replaced() -> None:
+    """Left alone it ends by itself; the next request is answered by another one."""
+    with Namespace() as ns, ns.entered(), create_os_abstraction() as os_:
+        first = os_.load_ebpf_program(RETURN_2)
+        worker = wait_until(lambda: find_worker(os.getpid()), "there is a worker", 60)
+        wait_until(lambda: children(os.getpid())[worker] == "Z", "it ended by itself", 60)
+        os_.attach_ebpf_monitor(first, "xdp:lo")
+        os_.load_ebpf_program(RETURN_2)
+        second = wait_until(lambda: find_worker(os.getpid()), "there is another", 60)
+        assert second != worker
+        os.kill(second, signal.SIGKILL)
+        wait_until(lambda: children(os.getpid()).get(second, "Z") == "Z", "it is dead", 60)
+        os_.load_ebpf_program(RETURN_2)
+        assert len(os_.list_programs()) == 3
+    assert find_worker(os.getpid()) is None
+
+
+def test_worker_outlives_the_thread_that_started_it() -> None:
+    """A request from a thread that ended must not end the worker of another request."""
+    with create_os_abstraction() as os_:
+        thread = threading.Thread(target=os_.load_ebpf_program, args=(RETURN_2,))
+        thread.start()
+        thread.join()
+        worker = find_worker(os.getpid())
+        os_.load_ebpf_program(RETURN_2)
+        assert find_worker(os.getpid()) == worker

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from hypermesh_ebpf.bpf import chain
-from hypermesh_ebpf.bpf.chain import Assembly, Member, common_license, load_chain, merge, wrap
+from hypermesh_ebpf.bpf.chain import common_license, load_chain
+from hypermesh_ebpf.bpf.dispatcher import Assembly, Member, merge, wrap
 from hypermesh_ebpf.bpf.function_info import encode_btf
 from hypermesh_ebpf.bpf.spec import ProgramSpec
 from hypermesh_ebpf.errors import (
@@ -23,6 +24,7 @@ from tests.members import EXIT, insn, load_map, returning, set_r0
 
 CONTEXT = 0xC0FFEE
 KINDS = ("xdp", "tc")
+FORMS = pytest.mark.parametrize("call_last", [False, True])
 _MASK = (1 << 64) - 1
 
 
@@ -61,6 +63,12 @@ class Machine:
                 r[target] = r[source]
             elif opcode == 0x67:
                 r[target] = r[target] << immediate & _MASK
+            elif opcode == 0x61:
+                assert r[source] == CONTEXT
+                r[target] = 4711  # of a field of the context
+            elif opcode in (0x0F, 0x1F):
+                sign = 1 if opcode == 0x0F else -1
+                r[target] = (r[target] + sign * r[source]) & _MASK
             elif opcode == 0x07:
                 r[target] = (r[target] + immediate) & _MASK
             elif opcode == 0x16:
@@ -105,32 +113,37 @@ def goes_on(kind: str, verdict: int) -> bool:
     return verdict not in (2, 4, 7, 8)
 
 
+@FORMS
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("verdict", [*range(-3, 14), 255, 1 << 30])
-def test_a_verdict_goes_on_or_ends_the_chain(kind: str, verdict: int) -> None:
+def test_a_verdict_goes_on_or_ends_the_chain(kind: str, verdict: int, call_last: bool) -> None:
     other = 2 if kind == "xdp" else 0
     expected = (1, [0, 1]) if goes_on(kind, verdict) else (verdict, [0])
-    assert run(merge([member(0, verdict), member(1, 1)], kind)) == expected
-    assert run(merge([member(0, other), member(1, verdict)], kind)) == (verdict, [0, 1])
+    members = [member(0, verdict), member(1, 1)]
+    assert run(merge(members, kind, call_last=call_last)) == expected
+    members = [member(0, other), member(1, verdict)]
+    assert run(merge(members, kind, call_last=call_last)) == (verdict, [0, 1])
 
 
+@FORMS
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 32, 256])
-def test_every_member_runs_in_order(kind: str, count: int) -> None:
+def test_every_member_runs_in_order(kind: str, count: int, call_last: bool) -> None:
     passing = 2 if kind == "xdp" else -1
-    members = [member(number, passing) for number in range(count)]
-    assert run(merge(members, kind)) == (passing, [*range(count)])
-    assert run(merge(members[::-1], kind)) == (passing, [*range(count)][::-1])
+    members, numbers = [member(number, passing) for number in range(count)], [*range(count)]
+    assert run(merge(members, kind, call_last=call_last)) == (passing, numbers)
+    assert run(merge(members[::-1], kind, call_last=call_last)) == (passing, numbers[::-1])
 
 
+@FORMS
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", [0, 1, 6, 7])
-def test_none_runs_after_the_one_that_drops(kind: str, place: int) -> None:
+def test_none_runs_after_the_one_that_drops(kind: str, place: int, call_last: bool) -> None:
     drop = 1 if kind == "xdp" else 2
     verdicts = [2 if kind == "xdp" else 0] * 8
     verdicts[place] = drop
     members = [member(number, verdict) for number, verdict in enumerate(verdicts)]
-    assert run(merge(members, kind)) == (drop, [*range(place + 1)])
+    assert run(merge(members, kind, call_last=call_last)) == (drop, [*range(place + 1)])
 
 
 def test_the_kernel_takes_32_bits_of_a_verdict_and_so_does_the_chain() -> None:
@@ -164,12 +177,13 @@ def subprograms() -> ProgramSpec:
     return ProgramSpec("tree", b"".join(code), ())
 
 
+@FORMS
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_members_own_calls_and_callbacks_stay_right(place: int) -> None:
+def test_a_members_own_calls_and_callbacks_stay_right(place: int, call_last: bool) -> None:
     members, expected = [member(0, 2), member(1, 2)], [[0], [1]]
     members.insert(place, Member(subprograms(), []))
     expected.insert(place, [10, 11, 12, 11])
-    assembly = merge(members, "xdp")
+    assembly = merge(members, "xdp", call_last=call_last)
     machine = Machine(assembly.program.instructions)
     assert machine.run() == 2
     assert machine.seen == [number for group in expected for number in group]
@@ -179,9 +193,35 @@ def test_a_members_own_calls_and_callbacks_stay_right(place: int) -> None:
     assert machine.functions == [start + 9]
     assert functions[start + 9] == "tree_1" and functions[start + 12] == "tree_2"
     names = list(functions.values())
-    assert names[0] == f"hmebpf_chain_{members[-1].program.name}"
-    assert all(each.program.name in names for each in members[:-1])
+    in_front = "" if call_last else f"_{members[-1].program.name}"
+    assert names[0] == f"hmebpf_chain{in_front}"
+    assert all(each.program.name in names for each in members[: None if call_last else -1])
     assert [*functions] == sorted(functions)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("verdict", range(-1, 9))
+@pytest.mark.parametrize(
+    "way_out",
+    [insn(0x85, 0, 0, 0, 12), insn(0x30, 0, 0, 0, 5), insn(0x48, 0, 3)],
+    ids=["tail call", "LD_ABS", "LD_IND"],
+)
+def test_the_verifier_cannot_know_what_a_member_with_a_second_way_out_returns(
+    kind: str, verdict: int, way_out: bytes
+) -> None:
+    """A number that it does not know is added: 0.  Others cost no such addition."""
+    last = member(1, 1)
+    plain = member(0, verdict)
+    # Never reached, as the instruction before it jumps over it.
+    jump = insn(0x05, 0, 0, 1)
+    code = jump + way_out + plain.program.instructions
+    made = merge([Member(ProgramSpec("a", code, ()), []), last], kind)
+    without = merge([Member(ProgramSpec("a", jump + jump + code[16:], ()), []), last], kind)
+    assert run(made) == run(merge([plain, last], kind))
+    assert len(made.program.instructions) == len(without.program.instructions) + 4 * 8
+    added = [struct.unpack_from("=BBhi", made.program.instructions, 8 * n) for n in range(3, 7)]
+    assert [opcode for opcode, *_ in added] == [0x61, 0x61, 0x1F, 0x0F]
+    assert added[0][2] == {"xdp": 16, "tc": 0}[kind]  # rx_queue_index, len
 
 
 def test_one_program_may_be_there_twice() -> None:
@@ -193,14 +233,15 @@ def test_one_program_may_be_there_twice() -> None:
     assert len(assembly.functions) == 1 + 2 + 3 + 1
 
 
-def test_map_references_count_through_all_members_maps() -> None:
+@FORMS
+def test_map_references_count_through_all_members_maps(call_last: bool) -> None:
     value = insn(0x18, 2, 2) + insn(0, immediate=40)  # a pseudo map value: 40 bytes into it
     one = ProgramSpec(
         "one", load_map(1) + value + load_map(3) + set_r0(2) + EXIT, ((0, 1), (16, 0), (32, 1))
     )
     two = ProgramSpec("two", set_r0(2) + load_map(1) + EXIT, ((8, 2),))
     members = [Member(one, [10, 11]), returning(2), Member(two, [20, 21, 22])]
-    program = merge(members, "xdp").program
+    program = merge(members, "xdp", call_last=call_last).program
     maps = [fd for member in members for fd in member.maps]
     code = bytearray(program.instructions)
     for offset, index in program.map_refs:

@@ -102,7 +102,7 @@ def test_full_disk_is_told_and_leaves_no_half_entry(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from hypermesh_ebpf import ledger
-from hypermesh_ebpf.attach.hold import Hold, TcFilter
+from hypermesh_ebpf.attach.hold import Hold
 from hypermesh_ebpf.errors import HmebpfError
 base = Path(sys.argv[1])
 ledger._place = lambda: base / "hmebpf"
@@ -114,7 +114,7 @@ with open(base / "fill", "wb", buffering=0) as fill:
     except OSError:
         pass
 try:
-    record(1, "lo", 1)
+    ledger.record(Hold(1, "lo", 1, -1))
 except HmebpfError as error:
     print(error, "|", error.remedy, list((base / "hmebpf").iterdir()))
 """
@@ -259,3 +259,26 @@ def test_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert ledger._place() == tmp_path / "hmebpf"
     monkeypatch.setenv("XDG_RUNTIME_DIR", "relative")
     assert ledger._place() == Path("/tmp/hmebpf-4242")
+
+
+def test_filter_is_written_down_with_its_place(place: Path) -> None:
+    where = TcFilter(0xFFFFFFF3, 9, 303, True)
+    path = ledger.record(Hold(7, "veth0", 303, -1, where))
+    ledger.record(Hold(7, "veth0", 303, -1, TcFilter(0xFFFFFFF2, 9, 303, False)))
+    entry = ledger.read(path)
+    assert (entry.kind, entry.prog_id, entry.filter) == ("tc", 303, where)
+    assert len(ledger.entries()) == 2
+    assert ledger.is_clsact_ours(7)
+    assert not ledger.is_clsact_ours(8)
+    path.unlink()
+    assert not ledger.is_clsact_ours(7)
+
+
+def test_entry_of_an_earlier_version_is_read(place: Path) -> None:
+    """It knew XDP only, and nothing of filters."""
+    path = record(1, "lo", 1)
+    data = json.loads(path.read_text())
+    for name in ("parent", "priority", "handle", "clsact_ours"):
+        del data[name]
+    path.write_text(json.dumps(data))
+    assert ledger.read(path).filter is None

@@ -157,6 +157,12 @@
 #define blk_rq_bytes(request) ((request)->__data_len)
 #define blk_rq_sectors(request) (blk_rq_bytes(request) >> SECTOR_SHIFT)
 
+/* -- lists of memory pieces: the low bits of a page's address are marks */
+#define sg_is_chain(sg) ((sg)->page_link & 1)
+#define sg_is_last(sg) ((sg)->page_link & 2)
+#define sg_chain_ptr(sg) ((struct scatterlist *)((sg)->page_link & ~3UL))
+#define sg_page(sg) ((struct page *)((sg)->page_link & ~3UL))
+
 /* -- sockets: members of struct sock and of what begins with one (include/net/sock.h) */
 #define sk_node __sk_common.skc_node
 #define sk_nulls_node __sk_common.skc_nulls_node

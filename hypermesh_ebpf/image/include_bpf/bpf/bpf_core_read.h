@@ -123,7 +123,8 @@ extern void *bpf_rdonly_cast(const void *object, __u32 btf_id) __weak __ksym;
 #define ___path(s, ...) ___pick(___path, __VA_ARGS__)(s, __VA_ARGS__)
 #define ___kind_of(s, ...) typeof(___path(s, __VA_ARGS__))
 
-#define ___hop(read, at, from, member) read(&at, sizeof(at), &((typeof(from))(at))->member);
+#define ___hop(read, at, from, member)                                                             \
+    read((void *)&at, sizeof(at), &((typeof(from))(at))->member);
 #define ___hops1(read, at, s, a) at = (const void *)(s);
 #define ___hops2(read, at, s, a, b)                                                                 \
     ___hops1(read, at, s, a) ___hop(read, at, (s), a)
@@ -143,23 +144,23 @@ extern void *bpf_rdonly_cast(const void *object, __u32 btf_id) __weak __ksym;
     ___hops8(read, at, s, a, b, c, d, e, f, g, h) ___hop(read, at, (s)->a->b->c->d->e->f->g, h)
 
 #define ___last1(read, dst, size, at, s, a)                                                         \
-    read(dst, size, &((typeof((s)))(at))->a)
+    read((void *)(dst), size, &((typeof((s)))(at))->a)
 #define ___last2(read, dst, size, at, s, a, b)                                                      \
-    read(dst, size, &((typeof((s)->a))(at))->b)
+    read((void *)(dst), size, &((typeof((s)->a))(at))->b)
 #define ___last3(read, dst, size, at, s, a, b, c)                                                   \
-    read(dst, size, &((typeof((s)->a->b))(at))->c)
+    read((void *)(dst), size, &((typeof((s)->a->b))(at))->c)
 #define ___last4(read, dst, size, at, s, a, b, c, d)                                                \
-    read(dst, size, &((typeof((s)->a->b->c))(at))->d)
+    read((void *)(dst), size, &((typeof((s)->a->b->c))(at))->d)
 #define ___last5(read, dst, size, at, s, a, b, c, d, e)                                             \
-    read(dst, size, &((typeof((s)->a->b->c->d))(at))->e)
+    read((void *)(dst), size, &((typeof((s)->a->b->c->d))(at))->e)
 #define ___last6(read, dst, size, at, s, a, b, c, d, e, f)                                          \
-    read(dst, size, &((typeof((s)->a->b->c->d->e))(at))->f)
+    read((void *)(dst), size, &((typeof((s)->a->b->c->d->e))(at))->f)
 #define ___last7(read, dst, size, at, s, a, b, c, d, e, f, g)                                       \
-    read(dst, size, &((typeof((s)->a->b->c->d->e->f))(at))->g)
+    read((void *)(dst), size, &((typeof((s)->a->b->c->d->e->f))(at))->g)
 #define ___last8(read, dst, size, at, s, a, b, c, d, e, f, g, h)                                    \
-    read(dst, size, &((typeof((s)->a->b->c->d->e->f->g))(at))->h)
+    read((void *)(dst), size, &((typeof((s)->a->b->c->d->e->f->g))(at))->h)
 #define ___last9(read, dst, size, at, s, a, b, c, d, e, f, g, h, i)                                 \
-    read(dst, size, &((typeof((s)->a->b->c->d->e->f->g->h))(at))->i)
+    read((void *)(dst), size, &((typeof((s)->a->b->c->d->e->f->g->h))(at))->i)
 
 /* read copies pointers on the way, finish the last member. */
 #define ___walk(read, finish, dst, size, s, ...)                                                   \

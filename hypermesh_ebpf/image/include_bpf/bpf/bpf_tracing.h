@@ -74,9 +74,9 @@
 #ifdef bpf_target_defined
 
 #define ___reg(regs, name) (((const ___regs_t *)(regs))->name)
-#define ___reg_core(regs, name) BPF_CORE_READ((const ___regs_t *)(regs), name)
+#define ___reg_core(regs, name) BPF_CORE_READ((___regs_t *)(regs), name)
 #define ___reg_syscall(regs, name) (((const ___syscall_regs_t *)(regs))->name)
-#define ___reg_syscall_core(regs, name) BPF_CORE_READ((const ___syscall_regs_t *)(regs), name)
+#define ___reg_syscall_core(regs, name) BPF_CORE_READ((___syscall_regs_t *)(regs), name)
 
 #define PT_REGS_PARM1(regs) ___reg(regs, ___arg1)
 #define PT_REGS_PARM2(regs) ___reg(regs, ___arg2)
