@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from typing import Any
 
+from hypermesh_ebpf import log
 from hypermesh_ebpf.attach.hold import Hold, TcFilter
 from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf import info
@@ -53,6 +54,7 @@ def _end_link(what: str, link: Link) -> None:
         raise _refused(what, error) from error
     try:
         check(libbpf().bpf_link_detach(fd))
+        log.info("detached link %d (program %d)", link.id, link.info.prog_id)
         return
     except OSError as error:
         if error.errno not in _NO_DETACH:
@@ -173,6 +175,7 @@ def _remove_by_guard(what: str, each: Attachment) -> None:
                 f"program {each.program_id} is not there any more",
                 "`hmebpf list attachments` shows what is",
             )
+        log.info("detached program %d from %s", each.program_id, each)
 
 
 def _detach_program(what: str, each: Attachment) -> None:
@@ -190,6 +193,7 @@ def _detach_program(what: str, each: Attachment) -> None:
                 target = each.ifindex or 0
             number = ATTACH_TYPES.index(each.attach_type or "")
             check(libbpf().bpf_prog_detach2(fd, target, number))
+            log.info("detached program %d from %s", each.program_id, each)
         except OSError as error:
             raise _refused(what, error) from error
 
@@ -209,8 +213,10 @@ def _not_ours(what: str, program: Program | None) -> DetachError:
         return DetachError(what, "its program cannot be seen", "run it as root")
     held = ", ".join(f"{each.comm} (process {each.pid})" for each in program.processes)
     cause = f"program {program.id} {program.name} is not ours"
-    if held or program.pins:
-        cause += f": held by {held or program.pins[0]}"
+    if held:
+        cause += f": held by {held}"
+    elif program.pins:
+        cause += f": pinned at {program.pins[0]}"
     return DetachError(what, cause, _INSIST)
 
 

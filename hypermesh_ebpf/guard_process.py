@@ -263,7 +263,8 @@ def remove_filter(
         elif number not in (errno.ENOENT, errno.EINVAL):  # these: it, or its clsact, is just gone
             return FAILED, number, words
     else:
-        number, words = _acknowledged(netlink, _request(_RTM_SETLINK, _NLM_F_ACK, ifindex))
+        # Answered with the interface, which _acknowledged does not expect, or with why not.
+        number, words = _acknowledged(netlink, _request(_RTM_GETLINK, 0, ifindex))
         if number == errno.ENODEV:
             outcome = GONE, number, words
     if clsact_ours and outcome[0] != GONE:
@@ -393,9 +394,11 @@ def guard(sock: _socket.socket, owner: int) -> None:
             _send(sock, HELD.pack(HOLD, 0))
         elif message[:1] == REMOVE:
             _, hold = NUMBERED.unpack(message)
-            answer = settle(netlink, *held[hold], look_again=False)
-            if answer[:1] != FAILED:
-                posix.close(held.pop(hold)[2])
+            answer = OUTCOME.pack(NOT_OURS, 0, 0)
+            if hold in held:
+                answer = settle(netlink, *held[hold], look_again=False)
+                if answer[:1] != FAILED:
+                    posix.close(held.pop(hold)[2])
             _send(sock, answer)
     if message == RELEASE:
         for answer in [settle(netlink, *hold, look_again=False) for hold in held.values()]:

@@ -40,6 +40,9 @@ from hypermesh_ebpf.worker import Report
 HISTORY = 300
 """How many readings each program keeps."""
 
+MOST_ENTRIES = 100_000
+"""How many entries of one map a reading takes; more are counted in ``entries_left_out``."""
+
 _STATS_RUN_TIME = 0  # enum bpf_stats_type
 _numbers = itertools.count(1)
 
@@ -234,14 +237,14 @@ class EbpfAbstraction:
         attached = [each for each in loaded.programs.programs if each.attached]
         if not attached:
             raise _not_attached("read", loaded.programs)
-        values = _read_values(loaded, attached)
+        values, left_out = _read_values(loaded, attached)
         with self._lock:
             metrics = EbpfMetrics(
                 name=loaded.programs.name,
                 metric_type=_metric_type(loaded, values),
                 values=values,
                 timestamp_ms=time.time_ns() // 1_000_000,
-                metadata=_metadata(attached[0]),
+                metadata=_metadata(attached[0], left_out),
             )
             loaded.history.append(metrics)
         return metrics
@@ -350,19 +353,22 @@ def _switch_statistics_on() -> int | None:
         return None
 
 
-def _read_values(loaded: _Loaded, attached: Sequence[Program]) -> dict[str, float | int | None]:
-    from hypermesh_ebpf.bpf.maps import TypedMap
+def _read_values(
+    loaded: _Loaded, attached: Sequence[Program]
+) -> tuple[dict[str, float | int | None], int | None]:
+    """Every number, and how many entries were not read (None: an unknown number)."""
+    from hypermesh_ebpf.bpf.maps import TypedMap, read_numbers
 
     programs = loaded.programs
-    if not programs.maps:
-        if loaded.stats_fd is None:
-            return {"probe_hits": None}
-        runs = [read_program_info(each.fd).run_count for each in attached if each.fd is not None]
-        return {"probe_hits": sum(runs)}
-    values: dict[str, float | int | None] = {}
-    for spec, fd in programs.maps:
-        values.update(TypedMap(spec, fd).numbers())
-    return values
+    if programs.maps:
+        numbers, left_out = read_numbers(
+            [TypedMap(spec, fd) for spec, fd in programs.maps], MOST_ENTRIES
+        )
+        return {**numbers}, left_out
+    if loaded.stats_fd is None:
+        return {"probe_hits": None}, 0
+    runs = [read_program_info(each.fd).run_count for each in attached if each.fd is not None]
+    return {"probe_hits": sum(runs)}, 0
 
 
 def _metric_type(loaded: _Loaded, values: Mapping[str, Any]) -> str:
@@ -382,7 +388,7 @@ def _metric_type(loaded: _Loaded, values: Mapping[str, Any]) -> str:
     return "gauge" if fell else before.metric_type
 
 
-def _metadata(program: Program) -> dict[str, str | int]:
+def _metadata(program: Program, left_out: int | None) -> dict[str, str | int]:
     attached = program.attached[0]
     point = attached.point
     known: dict[str, str | int] = {
@@ -393,6 +399,8 @@ def _metadata(program: Program) -> dict[str, str | int]:
         "program_id": program.id or 0,
         "program_tag": program.tag or "",
     }
+    if left_out != 0:
+        known["entries_left_out"] = "unknown" if left_out is None else left_out
     if point.kind == "tracepoint":
         category, _, name = point.target.partition(":")
         return {**known, "category": category, "name": name}

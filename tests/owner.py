@@ -17,8 +17,9 @@ from tests.netns import Namespace, VethPair, veth_pair, wait_until
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
-# Holds and attaches to each place named (an interface for XDP, "tc:lo,..."), says so, then obeys lines: "watch" waits for the
-# guard's death and replaces it, "fork" makes a child that stays, "release" ends in order.
+# Holds and attaches to each place named (an interface for XDP, "tc:lo,..."), says so, then obeys
+# lines: "watch" waits for the guard's death and replaces it, "fork" makes a child that stays,
+# "release" ends in order.
 OWNER = """
 import json, os, select, signal, sys
 from hypermesh_ebpf import ledger

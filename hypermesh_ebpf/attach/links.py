@@ -53,10 +53,15 @@ def link_perf_event(event_fd: int, prog_fd: int) -> int:
     try:
         link_fd = create_link(prog_fd, event_fd, PERF_EVENT)
         try:
-            fcntl.ioctl(event_fd, _PERF_EVENT_IOC_ENABLE, 0)
+            enable_perf_event(event_fd)
         except OSError:
             os.close(link_fd)
             raise
         return link_fd
     finally:
         os.close(event_fd)
+
+
+def enable_perf_event(event_fd: int) -> None:
+    """Let an event that was opened disabled begin.  Raises OSError."""
+    fcntl.ioctl(event_fd, _PERF_EVENT_IOC_ENABLE, 0)

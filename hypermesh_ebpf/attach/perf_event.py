@@ -5,6 +5,7 @@ perf_event_open(2).  One descriptor for each CPU; CPUs that come online later ar
 
 from __future__ import annotations
 
+import ctypes as ct
 import errno
 import os
 
@@ -63,11 +64,12 @@ def _attach(
     cpu: int,
 ) -> int:
     attach_event = libbcc().bpf_attach_perf_event
+    every = ct.c_uint64(period), ct.c_uint64(frequency)  # bcc declares no types for this one
     process = -1 if pid is None else pid
     return tracing.call(
         what,
         lambda: attach_event(
-            prog_fd, event.type, event.config, period, frequency, process, cpu, -1
+            prog_fd, event.type, ct.c_uint32(event.config), *every, process, cpu, -1
         ),
     )
 
@@ -95,18 +97,21 @@ def _open_link(
     return _link(what, prog_fd, fd)
 
 
-def link(
+def attach_probe(
     what: str,
     prog_fd: int,
     event_type: int,
     config: int,
     config1: int = 0,
     config2: int = 0,
+    *,
     pid: int | None = None,
+    link: bool,
 ) -> int:
-    """Attach by a link to a tracepoint's, kprobe's or uprobe's event.
+    """Attach to the event of a tracepoint, kprobe or uprobe without libbcc: by a link or not.
 
-    Raises HookUnsupported before Linux 5.15, AttachError, MissingPrivilege.
+    Raises HookUnsupported where links are not known (before Linux 5.15), AttachError,
+    MissingPrivilege.
     """
     try:
         if pid is None:
@@ -115,7 +120,15 @@ def link(
             fd = trials.open_perf_event(event_type, config, 1, config1, config2, pid=pid, cpu=-1)
     except OSError as error:
         raise tracing.refusal(what, error.errno or 0) from error
-    return _link(what, prog_fd, fd)
+    if link:
+        return _link(what, prog_fd, fd)
+    try:
+        trials.set_program(fd, prog_fd)
+        links.enable_perf_event(fd)
+    except OSError as error:
+        os.close(fd)
+        raise tracing.refusal(what, error.errno or 0) from error
+    return fd
 
 
 def _link(what: str, prog_fd: int, event_fd: int) -> int:

@@ -20,6 +20,7 @@ from hypermesh_ebpf.errors import (
     describe_errno,
 )
 from hypermesh_ebpf.host import filesystems, trials
+from hypermesh_ebpf.host.symbols import split_offset
 from hypermesh_ebpf.libbcc import capture_stderr, libbcc
 
 _ENTRY, _RETURN = 0, 1  # enum bpf_probe_attach_type of libbcc
@@ -57,6 +58,13 @@ def refusal(what: str, number: int, said: str = "") -> HmebpfError:
         cause += f" ({lines[-1]})"
     if number in (errno.EPERM, errno.EACCES):
         return MissingPrivilege(what, cause, "run as root; see `hmebpf check-system`", errno=number)
+    if number == errno.EILSEQ:  # can_probe(): libc's words for it are about characters
+        return AttachError(
+            what,
+            "no instruction begins at this offset (EILSEQ)",
+            "take the offset of an instruction, or none",
+            errno=number,
+        )
     return AttachError(what, cause, "see `hmebpf check-system`", errno=number, details=said or None)
 
 
@@ -74,20 +82,16 @@ def attach_link(kind: str, target: str, prog_fd: int) -> int:
         number = filesystems.tracepoint_id(target)
         if number is None:
             raise HookUnsupported(what, f"this kernel has no tracepoint {target}")
-        return perf_event.link(what, prog_fd, perf_event.TRACEPOINT, number)
+        return perf_event.attach_probe(what, prog_fd, perf_event.TRACEPOINT, number, link=True)
     source = trials.event_source("kprobe")
     if source is None:
         raise HookUnsupported(what, "this kernel has no kprobe events (Linux 4.17)")
     function, offset = split_offset(target)
     name = ct.create_string_buffer(function.encode())
     config = 1 << trials.return_bit("kprobe") if kind == "kretprobe" else 0
-    return perf_event.link(what, prog_fd, source, config, ct.addressof(name), offset)
-
-
-def split_offset(target: str) -> tuple[str, int]:
-    """ "do_unlinkat+4" as name and number."""
-    name, _, offset = target.partition("+")
-    return name, int(offset, 0) if offset else 0
+    return perf_event.attach_probe(
+        what, prog_fd, source, config, ct.addressof(name), offset, link=True
+    )
 
 
 def _tracepoint(lib: Any, target: str, prog_fd: int) -> Callable[[], int]:
@@ -107,8 +111,9 @@ def _kprobe(lib: Any, target: str, prog_fd: int) -> Callable[[], int]:
 
 
 def _kretprobe(lib: Any, target: str, prog_fd: int) -> Callable[[], int]:
-    name = f"hmebpf_ret_{target}".encode()
-    return lambda: lib.bpf_attach_kprobe(prog_fd, _RETURN, name, target.encode(), 0, 0)
+    function, offset = split_offset(target)
+    name = f"hmebpf_ret_{function}".encode()
+    return lambda: lib.bpf_attach_kprobe(prog_fd, _RETURN, name, function.encode(), offset, 0)
 
 
 def _trampoline(lib: Any, target: str, prog_fd: int) -> Callable[[], int]:

@@ -72,14 +72,16 @@ def _attach(
     pid: int | None,
     pinnable: bool,
 ) -> int:
-    if pinnable:
+    if pinnable or counter:  # before 0.21 libbcc knows no reference counter and leaves it out
         source = trials.event_source("uprobe")
         if source is None:
             raise HookUnsupported(what, "this kernel has no uprobe events (Linux 4.17)")
         file = ct.create_string_buffer(os.fsencode(path))
         config = counter << _COUNTER_SHIFT
         config |= 1 << trials.return_bit("uprobe") if is_return else 0
-        return perf_event.link(what, prog_fd, source, config, ct.addressof(file), offset, pid)
+        return perf_event.attach_probe(
+            what, prog_fd, source, config, ct.addressof(file), offset, pid=pid, link=pinnable
+        )
     lib = libbcc()
     process = -1 if pid is None else pid
     event = f"hmebpf_{offset:x}".encode()
@@ -87,5 +89,5 @@ def _attach(
     side = _RETURN if is_return else _ENTRY
     return tracing.call(
         what,
-        lambda: lib.bpf_attach_uprobe(prog_fd, side, event, binary, offset, process, counter),
+        lambda: lib.bpf_attach_uprobe(prog_fd, side, event, binary, offset, process, 0),
     )

@@ -41,7 +41,7 @@ from hypermesh_ebpf.bpf.dispatcher import (
     merge,
     wrap,
 )
-from hypermesh_ebpf.bpf.function_info import load_function_info
+from hypermesh_ebpf.bpf.function_info import identifier, load_function_info
 from hypermesh_ebpf.bpf.libbpf import BPF_ANY, ProgLoadOpts, check, libbpf
 from hypermesh_ebpf.bpf.programs import PROGRAM_TYPES, close_all, create_map, load_program
 from hypermesh_ebpf.bpf.spec import MapSpec
@@ -239,9 +239,9 @@ def _load_link(member: Member, kind: str, array: int, next_slot: int | None) -> 
         if next_slot is None:
             plain = Assembly(program, tuple(list_functions(program, 0)))
             return _load(plain, kind, member.license, member.maps)
-        if next_slot == 1:
-            program = replace(program, name=NAME)
         assembly = wrap(program, kind, next_slot)
+        if next_slot == 1:
+            assembly = replace(assembly, program=replace(assembly.program, name=NAME))
         return _load(assembly, kind, member.license, [array, *member.maps])
     except _Refused as refused:
         # Is it refused by itself?  Then that is the error to tell, at the member's own lines.
@@ -282,7 +282,7 @@ def _load(assembly: Assembly, kind: str, license: str, maps: Sequence[int]) -> i
             return check(
                 libbpf().bpf_prog_load(
                     type_,
-                    program.name.encode()[:15],
+                    identifier(program.name).encode()[:15],
                     license.encode(),
                     ct.addressof(raw),
                     len(code) // 8,

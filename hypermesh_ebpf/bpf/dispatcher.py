@@ -34,7 +34,8 @@ _MOV, _MOV_IMM, _ADD, _SUB, _LOAD32 = 0xBF, 0xB7, 0x0F, 0x1F, 0x61
 _JUMP, _CALL, _EXIT, _LD_IMM64 = 0x05, 0x85, 0x95, 0x18
 _JEQ32, _JNE32 = 0x16, 0x56  # 32 bits, as the kernel takes of a verdict (Linux 5.1)
 _LD_ABS_OR_IND = (0x20, 0x28, 0x30, 0x40, 0x48, 0x50)
-_MAP_FD, _MAP_INDEX, _FUNCTION, _MAP_INDEX_VALUE = 1, 5, 4, 6  # BPF_PSEUDO_... of LD_IMM64
+# BPF_PSEUDO_... of LD_IMM64
+_MAP_FD, _VARIABLE, _FUNCTION, _MAP_INDEX, _MAP_INDEX_VALUE = 1, 3, 4, 5, 6
 _PROGRAM_CALL, _KERNEL_CALL = 1, 2  # BPF_PSEUDO_CALL, BPF_PSEUDO_KFUNC_CALL
 _TAIL_CALL = 12  # BPF_FUNC_tail_call
 _FIRST = re.compile(rb"[\x18\x85\x20\x28\x30\x40\x48\x50]")
@@ -131,9 +132,9 @@ def _call(program: ProgramSpec, kind: str, at: int, callee: int, end: int) -> li
     ]
     if _returns_unseen(program):
         # The verifier takes a verdict that it knows for certain, and removes what follows on
-        # others.  Before Linux 6.19 (and stable versions with its fix) it does not see that what
-        # a tail call went to returns here, and a read by LD_ABS behind the packet's end.  So add
-        # a zero of which it only knows that it is a number.
+        # others.  Older ones do not see that what a tail call went to returns here (seen on 5.10
+        # and 6.12), nor the way out of a read by LD_ABS behind the packet's end (5.10).  So a zero
+        # is added of which no verifier knows more than that it is a number.
         code += [
             _instruction(_LOAD32, 1, 6, _UNKNOWN[kind]),
             _instruction(_LOAD32, 2, 6, _UNKNOWN[kind]),
@@ -195,10 +196,13 @@ def list_functions(program: ProgramSpec, start: int) -> list[tuple[int, str]]:
                 f"instruction {number} names a map by its place in a list of its own",
                 "build it with map descriptors, as libbpf and BCC do",
             )
-        if opcode == _CALL and source == _KERNEL_CALL and offset:
+        calls = opcode == _CALL and source == _KERNEL_CALL and offset
+        reads = opcode == _LD_IMM64 and source == _VARIABLE and _second_half(code, number)
+        if calls or reads:
+            uses = "calls a function" if calls else "reads a variable"
             raise LoadError(
                 what,
-                f"instruction {number} calls a function of a kernel module, by a list of its own",
+                f"instruction {number} {uses} of a kernel module, by a descriptor of its own",
                 "attach it alone",
             )
         if (opcode, source) in ((_LD_IMM64, _FUNCTION), (_CALL, _PROGRAM_CALL)):
@@ -209,6 +213,11 @@ def list_functions(program: ProgramSpec, start: int) -> list[tuple[int, str]]:
             starts.add(target)
     names = [program.name, *(f"{program.name}_{n}" for n in range(1, len(starts)))]
     return [(start + at, name) for at, name in zip(sorted(starts), names, strict=True)]
+
+
+def _second_half(code: bytes, number: int) -> int:
+    """The second immediate of a 64-bit load: of a variable, the descriptor of its module's BTF."""
+    return int.from_bytes(code[8 * number + 12 : 8 * number + 16], "little")
 
 
 def _telling_instructions(code: bytes) -> Iterator[tuple[int, int, int, int, int]]:

@@ -47,12 +47,12 @@ def encode_btf(names: Sequence[str]) -> bytes:
     # The arguments are left out: for static functions the verifier looks at the calls themselves.
     types += struct.pack("=III", 0, _FUNC_PROTO << 24, _INT_ID)
     for name in names:
-        types += struct.pack("=III", keep(_identifier(name)), _FUNC << 24 | _STATIC, _PROTO_ID)
+        types += struct.pack("=III", keep(identifier(name)), _FUNC << 24 | _STATIC, _PROTO_ID)
     header = _HEADER.pack(_MAGIC, 1, 0, _HEADER.size, 0, len(types), len(types), len(strings))
     return header + types + bytes(strings)
 
 
-def _identifier(name: str) -> str:
-    """The name as C would allow it, and no longer than the kernel's symbols (KSYM_NAME_LEN)."""
+def identifier(name: str) -> str:
+    """The name as C and the kernel allow it, and no longer than symbols are (KSYM_NAME_LEN)."""
     plain = re.sub(r"[^A-Za-z0-9_]", "_", name)[:100]
     return plain if re.match(r"[A-Za-z_]", plain) else f"_{plain}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes as ct
 import errno
 import os
-import re
 import struct
 import threading
 from collections.abc import Sequence
@@ -14,13 +13,13 @@ from dataclasses import dataclass
 from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf.libbpf import MapCreateOpts, ProgLoadOpts, check, libbpf
 from hypermesh_ebpf.bpf.spec import MapSpec, ProgramSpec
+from hypermesh_ebpf.bpf.verifier import explain_refusal
 from hypermesh_ebpf.errors import (
     HmebpfError,
     LoadError,
     MissingPrivilege,
     PinError,
     Unsupported,
-    VerifierError,
     describe_errno,
 )
 
@@ -60,7 +59,6 @@ _BTF_INT, _BTF_ARRAY = 1, 3
 
 _CLOSERS = 32  # threads
 _LOG_SIZE = 1 << 24
-_TELLING_LINES = 5
 _CAPABILITY_REMEDY = (
     "run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; see `hmebpf check-system`"
 )
@@ -224,7 +222,7 @@ def load_program(
         said = log.value.decode(errors="replace").strip()
         if not said:
             raise _load_error(f"load program {spec.name}", error) from error
-        raise _verifier_error(spec.name, error, said) from error
+        raise explain_refusal(spec.name, error.errno, said) from error
 
 
 def _load(
@@ -240,36 +238,6 @@ def _load(
             len(code) // 8,
             ct.byref(options),
         )
-    )
-
-
-def _verifier_error(name: str, error: OSError, said: str) -> VerifierError:
-    """The last lines of the log before its statistics say what was wrong.
-
-    Newer kernels (seen on 7.3) explain it once more behind them, and end with a suggestion.
-    """
-    lines = said.splitlines()
-    explained = [n for n, line in enumerate(lines) if line.startswith("Verification failed: ")]
-    telling = [
-        line
-        for line in (lines[: explained[-1]] if explained else lines)
-        if line and not re.match(r"(processed|verification time|stack depth) ", line)
-    ]
-    shown = telling[-_TELLING_LINES:]
-    suggestion = re.search(r"^Suggestion:\n((?:  .*\n?)+)", said, re.M) if explained else None
-    cause = "\n  ".join(shown)
-    if len(lines) > len(shown):
-        cause += (
-            f"\n  ({len(lines) - len(shown)} lines of the verifier's log omitted; see them with -v)"
-        )
-    return VerifierError(
-        f"load program {name}: refused by the kernel's verifier",
-        cause,
-        " ".join(suggestion[1].split())
-        if suggestion
-        else "correct the program at the instruction named last",
-        errno=error.errno,
-        details=said,
     )
 
 

@@ -17,9 +17,10 @@ def cleanup(verbose: int) -> None:
     Removes half-made pins of dead processes, too. Pinned sets stay: `hmebpf unload` ends them.
     Exits with 1 if something could not be removed.
     """
-    from hypermesh_ebpf import ledger
+    from hypermesh_ebpf import ledger, log
     from hypermesh_ebpf.host import pins
 
+    log.configure(verbose)
     lines = ledger.sweep() + pins.remove_unfinished()
     for line in lines or ["nothing to clean up"]:
         click.echo(line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from dataclasses import replace
 
 import click
 
@@ -32,6 +33,7 @@ def dump(map_: str, output: str, top: int | None, all_: bool, verbose: int) -> N
     MAP is an id, a name or the path of a pin; a set that hmebpf pinned shows all its maps. Values
     of per-CPU maps are added up.
     """
+    from hypermesh_ebpf import log
     from hypermesh_ebpf.bpf import info
     from hypermesh_ebpf.bpf.maps import TypedMap, read_map_spec
     from hypermesh_ebpf.errors import MapError, ObjectNotFound, UsageError, describe_errno
@@ -41,6 +43,7 @@ def dump(map_: str, output: str, top: int | None, all_: bool, verbose: int) -> N
     from hypermesh_ebpf.output.dump import Dump, show_dumps
     from hypermesh_ebpf.output.writer import OutputClosed, require_stream
 
+    log.configure(verbose)
     stream = require_stream(sys.stdout)
     objects = require_objects("maps")
     set_name = map_ if map_ in pins.list_sets() else None
@@ -54,6 +57,7 @@ def dump(map_: str, output: str, top: int | None, all_: bool, verbose: int) -> N
             f"it has {len(numbers)} maps, and csv has the columns of one",
             f"name one: {', '.join(f'`map:{number}`' for number in numbers)}, or take -o json",
         )
+    names = {each.id: each.name for each in objects.maps or ()}
     dumps = []
     for number in numbers:
         try:
@@ -63,7 +67,7 @@ def dump(map_: str, output: str, top: int | None, all_: bool, verbose: int) -> N
             remedy = "`hmebpf list maps` shows what there is"
             raise ObjectNotFound(f"dump map {number}", cause, remedy) from error
         try:
-            typed = TypedMap(read_map_spec(fd), fd)
+            typed = TypedMap(replace(read_map_spec(fd), name=names[number]), fd)
             if typed.reason and set_name is None:
                 raise MapError(
                     f"dump map {number} {typed.spec.name}",

@@ -15,7 +15,12 @@ from hypermesh_ebpf.errors import UsageError
 @click.option("--vmlinux", is_flag=True, help="A vmlinux.h for clang (CO-RE) instead.")
 @click.option("-v", "--verbose", count=True, help="Say more where something fails.")
 def headers(
-    fresh: bool, place: str | None, btf: str | None, release: str | None, vmlinux: bool, verbose: int
+    fresh: bool,
+    place: str | None,
+    btf: str | None,
+    release: str | None,
+    vmlinux: bool,
+    verbose: int,
 ) -> None:
     """Make or reuse headers of the running kernel, and print where they are.
 

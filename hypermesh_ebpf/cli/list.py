@@ -31,11 +31,13 @@ def list(  # the command's name: nothing here wants Python's own
 
     All but the attachments to network interfaces can be seen by root alone.
     """
+    from hypermesh_ebpf import log
     from hypermesh_ebpf.host.objects import read_objects
     from hypermesh_ebpf.host.selection import Selection
     from hypermesh_ebpf.output.objects import show_objects
     from hypermesh_ebpf.output.writer import OutputClosed, require_stream
 
+    log.configure(verbose)
     stream = require_stream(sys.stdout)
     selection = Selection(iface, type_, ours)
     selection.check()

@@ -24,11 +24,12 @@ def pin(object_: str, name: str, verbose: int) -> None:
     It becomes a set below /sys/fs/bpf/hmebpf, which `hmebpf show SETNAME` and `hmebpf dump
     SETNAME` find again, and `hmebpf unload SETNAME` ends.
     """
-    from hypermesh_ebpf import detaching
+    from hypermesh_ebpf import detaching, log
     from hypermesh_ebpf.host.objects import require_objects
     from hypermesh_ebpf.host.pins import check_name
     from hypermesh_ebpf.host.selection import find_object
 
+    log.configure(verbose)
     check_name(name)
     objects = require_objects()
     _tell(detaching.pin_object(objects, find_object(objects, object_), name))
@@ -39,9 +40,10 @@ def pin(object_: str, name: str, verbose: int) -> None:
 @_VERBOSE
 def unpin(name: str, verbose: int) -> None:
     """Remove the pins of a set; what a process still holds goes on until that ends."""
-    from hypermesh_ebpf import detaching
+    from hypermesh_ebpf import detaching, log
     from hypermesh_ebpf.host.objects import require_objects
 
+    log.configure(verbose)
     _tell(detaching.unpin_set(require_objects(), name))
 
 
@@ -50,9 +52,10 @@ def unpin(name: str, verbose: int) -> None:
 @_VERBOSE
 def unload(name: str, verbose: int) -> None:
     """Detach everything of a pinned set, and remove its pins."""
-    from hypermesh_ebpf import detaching
+    from hypermesh_ebpf import detaching, log
     from hypermesh_ebpf.host.objects import require_objects
 
+    log.configure(verbose)
     _tell(detaching.unload_set(require_objects(), name))
 
 
@@ -66,12 +69,13 @@ def detach(what: str, force: bool, verbose: int) -> None:
 
     Maps stay. What is not ours is left alone without --force.
     """
-    from hypermesh_ebpf import detaching
+    from hypermesh_ebpf import detaching, log
     from hypermesh_ebpf.attach_type import EbpfAttachType
     from hypermesh_ebpf.host.objects import Link, require_objects
     from hypermesh_ebpf.host.pins import list_sets
     from hypermesh_ebpf.host.selection import find_object
 
+    log.configure(verbose)
     point = None
     kind, colon, _rest = what.partition(":")
     if colon and kind != "link":

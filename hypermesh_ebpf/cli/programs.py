@@ -55,11 +55,11 @@ _FLAGS = click.Option(
 
 
 def _run(**given: Any) -> None:
-    from hypermesh_ebpf import program_session
+    from hypermesh_ebpf.program_session import Wanted, open_programs, pin
     from hypermesh_ebpf.run import report, run_programs
 
     run = read_run_options(given, events=True)
-    wanted = program_session.Wanted(
+    wanted = Wanted(
         files=given["files"],
         attach=tuple(_parse_attach(text) for text in given["attach"]),
         settings=dict(_parse_setting(text) for text in given["settings"]),
@@ -72,10 +72,10 @@ def _run(**given: Any) -> None:
         report(run, kind, text)
 
     if given["pin"]:
-        for line in program_session.pin(wanted, tell):
+        for line in pin(wanted, tell):
             click.echo(line)
         return
-    run_programs(lambda: program_session.open_programs(wanted, tell), run, sys.stdout)
+    run_programs(lambda: open_programs(wanted, tell), run, sys.stdout)
 
 
 def _parse_attach(text: str) -> tuple[str | None, EbpfAttachType]:

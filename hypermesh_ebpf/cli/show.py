@@ -26,6 +26,7 @@ def show(object_: str, instructions: bool, output: str, verbose: int) -> None:
     It is named by id, by name or by the path of a pin; `prog:12`, `map:12` and `link:12` say
     which, where an id or a name is not enough.
     """
+    from hypermesh_ebpf import log
     from hypermesh_ebpf.errors import UsageError
     from hypermesh_ebpf.host import pins
     from hypermesh_ebpf.host.objects import Program, require_objects
@@ -33,6 +34,7 @@ def show(object_: str, instructions: bool, output: str, verbose: int) -> None:
     from hypermesh_ebpf.output.objects import as_json, show_objects, write_json, write_lines
     from hypermesh_ebpf.output.writer import OutputClosed, require_stream
 
+    log.configure(verbose)
     stream = require_stream(sys.stdout)
     objects = require_objects()
     if object_ in pins.list_sets():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 
 from hypermesh_ebpf.bpf import info
 from hypermesh_ebpf.bpf.btf import Btf
@@ -19,9 +20,7 @@ from hypermesh_ebpf.errors import MissingBtf
 NAME = "hmebpf_chain"
 """As in :data:`hypermesh_ebpf.bpf.chain.NAME`, which is too much to import for a look."""
 
-_MOVE, _CALL, _FUNCTION_CALL = 0xBF, 0x85, 1
-_R1_FROM_R6 = 0x61
-_JUMP_CLASSES, _GOTO, _EXIT = (5, 6), 0x05, 0x95
+_CALL, _FUNCTION_CALL = 0x85, 1  # BPF_PSEUDO_CALL
 
 
 def read_members(fd: int, program: info.ProgramInfo) -> tuple[str, ...] | None:
@@ -38,37 +37,29 @@ def read_members(fd: int, program: info.ProgramInfo) -> tuple[str, ...] | None:
     last = types.type(first).name.removeprefix(NAME).removeprefix("_") if first else ""
     if last:  # merged
         return (*names, last)
-    for map_id in program.map_ids:
-        names = (*names[:1], *_followers(map_id))
-    return names or None
+    followers = tuple(name for map_id in program.map_ids for name in _followers(map_id))
+    return (*names[:1], *followers) if followers else names or None
 
 
 def _called(code: info.Translated, types: Btf) -> tuple[str, ...]:
-    """The members that a dispatcher calls, each by ``r1 = r6; call``, with jumps to its end
-    between.
+    """The members that a dispatcher calls, in order.
 
-    The verifier leaves out the jumps that a member's constant verdict makes needless.
+    The functions of the last member, if its main part follows the dispatcher, come before all
+    others: what it calls itself lies in front of what is called first.
     """
     raw, starts = code.instructions, dict(code.functions)
-    found: list[str] = []
-    at = 8  # the first one keeps the context: r6 = r1
-    while at + 16 <= len(raw):
-        opcode, registers = raw[at], raw[at + 1]
-        is_call = raw[at + 8] == _CALL and raw[at + 9] >> 4 == _FUNCTION_CALL
-        if (opcode, registers) == (_MOVE, _R1_FROM_R6) and is_call:
-            offset = int.from_bytes(raw[at + 10 : at + 12], "little", signed=True)
-            type_id = starts.get(at // 8 + 2 + offset)
-            found.append(types.type(type_id).name if type_id is not None else "?")
-            at += 16
-        elif opcode == _CALL and registers >> 4 == _FUNCTION_CALL and not found:
-            offset = int.from_bytes(raw[at + 2 : at + 4], "little", signed=True)
-            type_id = starts.get(at // 8 + 1 + offset)
-            found.append(types.type(type_id).name if type_id is not None else "?")
-            at += 8
-        elif opcode & 7 in _JUMP_CLASSES and opcode not in (_GOTO, _EXIT, _CALL):
-            at += 8
-        else:
-            break
+    end = code.functions[1][0] if len(code.functions) > 1 else 0
+    targets = []
+    for number in range(end):
+        at = 8 * number
+        if raw[at] == _CALL and raw[at + 1] >> 4 == _FUNCTION_CALL:
+            offset = int.from_bytes(raw[at + 2 : at + 4], sys.byteorder, signed=True)
+            targets.append(number + 1 + offset)
+    found = []
+    for target in targets:
+        if target >= targets[0] and target in starts:
+            name = types.type(starts[target]).name
+            found.append("?" if name == NAME else name)
     return tuple(found)
 
 

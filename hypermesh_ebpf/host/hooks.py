@@ -20,9 +20,10 @@ from hypermesh_ebpf.errors import (
     MissingDependency,
     MissingPrivilege,
     Unsupported,
+    UsageError,
     describe_errno,
 )
-from hypermesh_ebpf.host import executables, perf_events, targets, trials
+from hypermesh_ebpf.host import executables, perf_events, symbols, targets, trials
 from hypermesh_ebpf.host.hook_probes import PROBES
 from hypermesh_ebpf.host.kernel import read_kernel_release
 from hypermesh_ebpf.host.security import perf_refusal
@@ -128,6 +129,13 @@ def _resolve_in_kernel(point: EbpfAttachType) -> str:
     return found.target or point.target
 
 
+def _resolve_kprobe(point: EbpfAttachType) -> str:
+    _name, offset = symbols.split_offset(point.target)
+    if offset and point.kind == "kretprobe":
+        raise UsageError(f"attach to {point}", "a return has no offset", "leave it out")
+    return _resolve_in_kernel(point)
+
+
 def _resolve_interface(point: EbpfAttachType) -> str:
     targets.find_interface(point.target)
     return point.target
@@ -189,6 +197,8 @@ def _resolve_cgroup(point: EbpfAttachType) -> str:
 _RESOLVERS: dict[str, Callable[[EbpfAttachType], str]] = {
     "xdp": _resolve_interface,
     "tc": _resolve_interface,
+    "kprobe": _resolve_kprobe,
+    "kretprobe": _resolve_kprobe,
     "uprobe": _resolve_place,
     "uretprobe": _resolve_place,
     "usdt": _resolve_static_probe,

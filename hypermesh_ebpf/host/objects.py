@@ -284,6 +284,7 @@ def _join(
     refusal: MissingPrivilege | None,
 ) -> Objects:
     paths: dict[tuple[str, int], list[str]] = {}
+    in_sets = {(pin.kind, pin.id) for pin in pinned if pin.ours}
     for pin in pinned:
         paths.setdefault((pin.kind, pin.id), []).append(pin.path)
     by_program = _group(seen, lambda each: each.program_id)
@@ -301,9 +302,7 @@ def _join(
         return holders.objects.get((kind, number), ())
 
     def is_ours(kind: str, number: int, processes: Iterable[Holder]) -> bool:
-        return any(holder.ours for holder in processes) or any(
-            map(pins.is_ours, paths.get((kind, number), ()))
-        )
+        return (kind, number) in in_sets or any(holder.ours for holder in processes)
 
     def make_link(number: int, about: LinkInfo) -> Link:
         processes = held("link", number)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from hypermesh_ebpf import log
 from hypermesh_ebpf.bpf import info
 from hypermesh_ebpf.bpf.libbpf import check, libbpf
 from hypermesh_ebpf.errors import (
@@ -37,11 +38,15 @@ _MOUNT = f"mount the BPF file system: `sudo mount -t bpf bpf {BPFFS.places[0]}`"
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """A file of the BPF file system and what it keeps: kind ("program", "map", "link") and id."""
+    """A file of the BPF file system and what it keeps: kind ("program", "map", "link") and id.
+
+    ``ours``: it is in one of our sets.
+    """
 
     path: str
     kind: str
     id: int
+    ours: bool
 
 
 @dataclass(slots=True)
@@ -80,14 +85,15 @@ def read_pins() -> tuple[Pin, ...]:
             for directory, _, names in os.walk(mount.point):
                 for name in names:
                     path = os.path.join(directory, name)
-                    pin = _read_pin(path)
-                    if pin:
-                        found[path] = pin
+                    kept = _read_pin(path)
+                    if kept:
+                        ours = path.startswith(f"{mount.point}/{_OURS}/")
+                        found[path] = Pin(path, *kept, ours)
     return tuple(found[path] for path in sorted(found))
 
 
-def _read_pin(path: str) -> Pin | None:
-    """What is pinned at a path; None where that is nothing, or closed to us."""
+def _read_pin(path: str) -> tuple[str, int] | None:
+    """What is pinned at a path: ("map", 7); None where that is nothing, or closed to us."""
     if os.path.islink(path):  # what it points to is a pin of its own
         return None
     try:
@@ -95,15 +101,9 @@ def _read_pin(path: str) -> Pin | None:
     except OSError:
         return None
     try:
-        found = info.identify(info.read_fdinfo(fd))
+        return info.identify(info.read_fdinfo(fd))
     finally:
         os.close(fd)
-    return Pin(path, *found) if found else None
-
-
-def is_ours(path: str) -> bool:
-    """Whether a pin is in one of our sets."""
-    return f"/{_OURS}/" in path
 
 
 def find_directory() -> Path | None:
@@ -170,6 +170,9 @@ def pin_set(
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise _exists(what, final) from error
         raise _failed(what, error) from error
+    for group, members in groups.items():
+        for member, _fd in members:
+            log.info("pinned %s %s in %s", group.removesuffix("s"), member, final)
     return final
 
 
@@ -280,6 +283,7 @@ def _remove_tree(path: Path) -> list[str]:
 def _unlink(directory: str, name: str) -> str:
     path = os.path.join(directory, name)
     os.unlink(path)
+    log.info("unpinned %s", path)
     return path
 
 

@@ -151,6 +151,8 @@ def _find(objects: Objects, text: str, kinds: Sequence[str]) -> list[Object]:
     if colon and prefix in _PREFIXES:
         candidates = [each for each in candidates if kind_of(each) == _PREFIXES[prefix]]
         text = rest
+    if not text:
+        return []
     if text.startswith("/"):
         return [each for each in candidates if text in each.pins]
     if text.isdecimal():

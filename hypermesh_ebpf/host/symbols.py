@@ -6,7 +6,7 @@ import difflib
 import os
 from functools import lru_cache
 
-from hypermesh_ebpf.errors import Unsupported
+from hypermesh_ebpf.errors import Unsupported, UsageError
 from hypermesh_ebpf.host import architecture, filesystems
 
 _KALLSYMS = "/proc/kallsyms"
@@ -110,6 +110,16 @@ def resolve_target(target: str) -> str:
         return target
     name, plus, offset = name.partition("+")
     return resolve_syscall_function(name, compat=prefix == "compat_syscall") + plus + offset
+
+
+def split_offset(target: str) -> tuple[str, int]:
+    """ "do_unlinkat+0x4" as name and number.  Raises UsageError."""
+    name, _, offset = target.partition("+")
+    try:
+        return name, int(offset, 0) if offset else 0
+    except ValueError:
+        cause = f"{offset!r} is no number"
+        raise UsageError(f"function {target}", cause, f"for instance {name}+4") from None
 
 
 @lru_cache(maxsize=1)

@@ -25,10 +25,8 @@ from hypermesh_ebpf.bpf.maps import read_map_spec
 from hypermesh_ebpf.bpf.spec import MapSpec, ProgramSpec
 from hypermesh_ebpf.errors import CompileError
 from hypermesh_ebpf.image.image import Image
+from hypermesh_ebpf.image.user_text import LIGHT_HEADERS
 from hypermesh_ebpf.libbcc import capture_stderr, libbcc
-
-# What BCC asks for of a kernel source tree is here: kconfig.h and a few stand-ins.
-HEADERS = Path(__file__).parent / "include"
 
 LD_IMM64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW: two slots, the only instruction that names a map
 _PSEUDO_MAP_FD = 1
@@ -80,16 +78,16 @@ def compile_c(
     text: str,
     flags: Sequence[str],
     *,
-    kernel_source: Path = HEADERS.parent,
+    kernel_source: Path = LIGHT_HEADERS.parent,
     by_btf: bool = False,
 ) -> Image:
     """Compile one C text, all its functions and maps, into an Image.
 
     ``name`` is used for messages and as the image's name.  ``kernel_source`` is the tree that BCC
-    takes kernel headers from.  ``by_btf`` describes
-    keys and values by the BTF that BCC gives its maps, which knows enums and bit fields, where the
-    kernel takes it; else, and without, they are described as BCC does.  Raises CompileError with
-    clang's words, or with BCC's where it could not create the maps.
+    takes kernel headers from.  ``by_btf`` describes keys and values by the BTF that BCC gives its
+    maps, which knows enums and bit fields, where the kernel takes it; else, and without, they are
+    described as BCC does.  Raises CompileError with clang's words, or with BCC's where it could not
+    create the maps.
     """
     lib = libbcc()
     os.environ["BCC_KERNEL_SOURCE"] = str(kernel_source)
@@ -141,8 +139,12 @@ def _read_table(lib: Any, module: int, index: int, by_btf: bool) -> MapSpec:
 
 
 def _description(text: bytes | None) -> Any:
-    """BCC's JSON description of a type; None where it has none (ring buffers)."""
-    return json.loads(text) if text else None
+    """BCC's JSON description of a type; None where it has none (ring buffers), or writes none that
+    is JSON (of members with types that it does not know)."""
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return None
 
 
 def _record_description(lib: Any, module: int, name: bytes) -> Any:

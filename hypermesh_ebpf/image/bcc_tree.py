@@ -12,11 +12,9 @@ and clang names the lines that clash.
 
 from __future__ import annotations
 
-import gzip
 import json
 import mmap
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -25,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hypermesh_ebpf.errors import CompileError
+from hypermesh_ebpf.image.kernel_config import configuration
 
 _HERE = Path(__file__).parent
 SOURCES = _HERE / "include_kernel"
@@ -34,6 +33,7 @@ _ROUNDS = 8
 _SECONDS = 600  # clang in an emulated machine
 _EMPTY = "int nothing(void *ctx) { return 0; }\n"
 _EVERYTHING = f"#include <hmebpf/{_PRIVATE}>\n{_EMPTY}"
+_QUIET = "#pragma once\n#pragma clang system_header\n"  # no warnings about the kernel's own code
 _LENIENT = ["-w", "-ferror-limit=0", "-fno-caret-diagnostics"]
 
 _BOOT = (
@@ -60,7 +60,9 @@ class Declaration:
 
 def split(types: str) -> list[Declaration]:
     """btf_dump's text as declarations, forward ones included."""
-    found, lines, depth = [], [], 0
+    found: list[Declaration] = []
+    lines: list[str] = []
+    depth = 0
     for line in types.splitlines(keepends=True):
         if not lines and not line.strip():
             continue
@@ -79,6 +81,11 @@ def _declaration(text: str) -> Declaration:
     name = _TYPEDEF.match(last) if text.startswith("typedef ") else None
     enumerators = tuple(_ENUMERATOR.findall(text)) if kind == "enum" else ()
     return Declaration(text, kind, tag, (name[1] or name[2]) if name else "", enumerators)
+
+
+def by_tag(declarations: Iterable[Declaration]) -> dict[str, str]:
+    """The text of each structure, union and enumeration that has a tag."""
+    return {each.tag: each.text for each in declarations if each.tag}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +108,17 @@ def make_tree(root: Path, types: str, release: str, version: tuple[int, int, int
     _make_stand_ins(include)
     declarations = split(types)
     prelude = (SOURCES / "prelude.h").read_text()
-    head = prelude + _version(version) + _configuration(release, declarations)
+    head = prelude + _version(version) + configuration(release, by_tag(declarations))
     taken = _take_census(root, head, declarations)
-    (include / "hmebpf" / _MACROS).write_text(_macros(declarations))
-    files = dict(zip((_TYPES, _PRIVATE), _by_privacy(declarations), strict=True))
+    (include / "hmebpf" / _MACROS).write_text(macros(declarations))
+    files = dict(zip((_TYPES, _PRIVATE), private_apart(declarations), strict=True))
     left = {
-        file: [text for text in (_without(each, taken) for each in part) if text]
+        file: [text for text in (without(each, taken) for each in part) if text]
         for file, part in files.items()
     }
+    # A type that a function's parameters name first would be that function's own.
+    unions = [each for each in files[_PRIVATE] if each.kind in ("struct", "union") and each.tag]
+    left[_TYPES] = [f"{each.kind} {each.tag};\n" for each in unions] + left[_TYPES]
     _write_kconfig(include, f'{head}#include "{_BCCS_BPF_H}"\n', _TYPES, _MACROS)
     said = ""
     for _round in range(_ROUNDS):
@@ -141,9 +151,12 @@ def _make_stand_ins(include: Path) -> None:
         folder, _, names = line.partition(": ")
         path = include / folder.rstrip("!")
         path.mkdir(parents=True, exist_ok=True)
-        text = f"#include <hmebpf/{_PRIVATE}>\n" if folder.endswith("!") else ""
+        brings_all = os.path.relpath(include / "hmebpf" / _PRIVATE, path)
         for name in names.split():
-            (path / f"{name}.h").write_text(text)
+            if folder.endswith("!"):
+                (path / f"{name}.h").symlink_to(brings_all)
+            else:
+                (path / f"{name}.h").touch()
     for name in ("bpf_common.h", "log2.h"):
         (include / "linux" / name).write_text((_HERE / "include/linux" / name).read_text())
 
@@ -166,70 +179,6 @@ def _version(version: tuple[int, int, int]) -> str:
         f"#ifndef PAGE_SIZE\n#define PAGE_SIZE {size}\n#endif\n"
         f"#define PAGE_SHIFT {size.bit_length() - 1}\n"
     )
-
-
-# -- the kernel's configuration
-
-# Without a configuration file, the kernel's structures tell: an option is set where a structure has
-# this member.
-_TOLD_BY = {
-    "BLK_CGROUP": ("bio", "bi_blkg"),
-    "CGROUPS": ("task_struct", "cgroups"),
-    "COMPACTION": ("zone", "compact_considered"),
-    "FAIR_GROUP_SCHED": ("sched_entity", "my_q"),
-    "INET": ("net", "ipv4"),
-    "IPV6": ("sock_common", "skc_v6_daddr"),
-    "KASAN": ("task_struct", "kasan_depth"),
-    "LOCKDEP": ("task_struct", "lockdep_depth"),
-    "MEMCG": ("mm_struct", "owner"),
-    "NETFILTER": ("net", "nf"),
-    "NET_NS": ("net", "user_ns"),
-    "NUMA": ("task_struct", "mempolicy"),
-    "SECURITY": ("cred", "security"),
-    "SMP": ("task_struct", "on_cpu"),
-    "SWAP": ("mm_struct", "mmlist"),
-    "THREAD_INFO_IN_TASK": ("task_struct", "thread_info"),
-}
-_ALWAYS = ("64BIT", "BLOCK", "BPF", "BPF_SYSCALL", "MMU", "MODULES", "NET", "PROC_FS", "SYSFS")
-_SLUB = "slab_sheaf", "kmem_cache_cpu"
-
-
-def _configuration(release: str, declarations: Iterable[Declaration]) -> str:
-    """CONFIG_ macros: those of the kernel's configuration where it is told, else what types tell."""
-    options = dict.fromkeys(_ALWAYS, "y") | read_configuration(release)
-    if len(options) == len(_ALWAYS):
-        texts = {each.tag: each.text for each in declarations if each.tag}
-        for option, (tag, member) in _TOLD_BY.items():
-            if re.search(rf"\b{member}\b", texts.get(tag, "")):
-                options[option] = "y"
-        if any(tag in texts for tag in _SLUB):
-            options["SLUB"] = "y"
-    machine = {"x86_64": ("X86", "X86_64"), "aarch64": ("ARM64",)}.get(platform.machine(), ())
-    options |= dict.fromkeys((*machine, "ARCH_HAS_SYSCALL_WRAPPER"), "y")
-    for undone in ("BPF_SYSCALL", "ARCH_HAS_SYSCALL_WRAPPER"):  # the prelude has them
-        options.pop(undone, None)
-    # BCC's asm goto workaround and its like are for real headers; these would only be in the way.
-    return "".join(_define_option(name, value) for name, value in sorted(options.items()))
-
-
-def _define_option(name: str, value: str) -> str:
-    if value == "m":
-        return f"#define CONFIG_{name}_MODULE 1\n"
-    return f"#define CONFIG_{name} {1 if value == 'y' else value}\n"
-
-
-def read_configuration(release: str) -> dict[str, str]:
-    """The kernel's configuration from where kernels and distributions keep it; else nothing."""
-    running = release == platform.release()
-    places = [f"/boot/config-{release}", f"/lib/modules/{release}/config"]
-    for place in (["/proc/config.gz"] if running else []) + places:
-        try:
-            raw = Path(place).read_bytes()
-            text = (gzip.decompress(raw) if place.endswith(".gz") else raw).decode()
-        except (OSError, EOFError, UnicodeDecodeError):
-            continue  # most systems have one of the three
-        return dict(re.findall(r"^CONFIG_(\w+)=([^\n]+)$", text, re.M))
-    return {}
 
 
 # -- what BCC has of its own
@@ -261,9 +210,7 @@ def _take_census(root: Path, head: str, declarations: list[Declaration]) -> Take
     hit = {line - 1 for line in _wrong_lines(said, _CENSUS)}
     return Taken(
         frozenset(tags[line - first_tag] for line in hit if first_tag <= line < first_ordinary),
-        frozenset(
-            ordinary[(line - first_ordinary) // 3] for line in hit if line >= first_ordinary
-        ),
+        frozenset(ordinary[(line - first_ordinary) // 3] for line in hit if line >= first_ordinary),
         frozenset(words[line // 3] for line in hit if line < first_tag),
     )
 
@@ -280,15 +227,18 @@ def compile_with(root: Path, text: str, flags: list[str]) -> str:
     In a process of its own: libbcc brings 100 MB of LLVM, and can crash.
     """
     argv = [sys.executable, "-I", "-S", "-c", _BOOT, json.dumps(sys.path), json.dumps(flags)]
-    done = subprocess.run(
-        argv,
-        input=text,
-        env={**os.environ, "BCC_KERNEL_SOURCE": str(root)},
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=_SECONDS,
-    )
+    try:
+        done = subprocess.run(
+            argv,
+            input=text,
+            env={**os.environ, "BCC_KERNEL_SOURCE": str(root)},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"clang did not end within {_SECONDS} s"
     return "" if done.returncode == 0 else done.stderr or f"exit status {done.returncode}"
 
 
@@ -311,7 +261,7 @@ _BY_VALUE = re.compile(r"\b(?:struct|union) (\w+) (?=\w)")
 _ENUM = re.compile(r"\benum (\w+)\b")
 
 
-def _by_privacy(
+def private_apart(
     declarations: Collection[Declaration],
 ) -> tuple[list[Declaration], list[Declaration]]:
     """The types that headers define, with what they are made of; and the kernel's private ones.
@@ -343,7 +293,7 @@ def _by_privacy(
     return [each for each in declarations if each in public], private[::-1]
 
 
-def _without(declaration: Declaration, taken: Taken) -> str:
+def without(declaration: Declaration, taken: Taken) -> str:
     """A declaration without what BCC has; empty if nothing is left of it."""
     if declaration.kind in ("struct", "union") and declaration.tag in taken.tags:
         return ""
@@ -366,12 +316,12 @@ def _types(kept: Iterable[str], taken: Taken) -> str:
     """vmlinux.h: the declarations, with BCC's macros out of the way of members of that name."""
     hide = "".join(f'#pragma push_macro("{name}")\n#undef {name}\n' for name in taken.macros)
     show = "".join(f'#pragma pop_macro("{name}")\n' for name in taken.macros)
-    return f"#pragma once\n{hide}{''.join(kept)}{show}"
+    return f"{_QUIET}{hide}{''.join(kept)}{show}"
 
 
 def _drop(kept: Iterable[str], taken: Taken, wrong: Collection[int]) -> list[str]:
     """The declarations without those that have an error in one of their lines."""
-    good, line = [], 2 + 2 * len(taken.macros)
+    good, line = [], 1 + _QUIET.count("\n") + 2 * len(taken.macros)
     for text in kept:
         end = line + text.count("\n")
         if not any(line <= number < end for number in wrong):
@@ -380,14 +330,26 @@ def _drop(kept: Iterable[str], taken: Taken, wrong: Collection[int]) -> list[str
     return good
 
 
-def _macros(declarations: Iterable[Declaration]) -> str:
+# Constants that are the size of an array in a structure.
+_SIZED_BY = (
+    ("DNAME_INLINE_LEN", "dentry", "d_iname"),
+    ("DNAME_INLINE_LEN", "shortname_store", "string"),  # since 6.14
+    ("DISK_NAME_LEN", "gendisk", "disk_name"),
+)
+
+
+def macros(declarations: Iterable[Declaration]) -> str:
     """Constants and functions; where the kernel has an enumerator, that is the constant."""
+    declarations = [*declarations]
     known = {name for each in declarations for name in each.enumerators}
     flags = sorted(name for name in known if name.startswith("__REQ_"))
     derived = "".join(f"#define {name[2:]} (1ULL << {name})\n" for name in flags)
-    return "".join(_unknown_only((SOURCES / "constants.h").read_text(), known)) + derived + (
-        SOURCES / "functions.h"
-    ).read_text()
+    texts = by_tag(declarations)
+    for name, tag, member in _SIZED_BY:
+        if size := re.search(rf"\b{member}\[(\d+)\];", texts.get(tag, "")):
+            derived += f"#define {name} {size[1]}\n"
+    constants = "".join(_unknown_only((SOURCES / "constants.h").read_text(), known))
+    return constants + derived + (SOURCES / "functions.h").read_text()
 
 
 def _unknown_only(text: str, known: Collection[str]) -> Iterator[str]:

@@ -16,6 +16,7 @@ import struct
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator
+from functools import lru_cache
 
 from hypermesh_ebpf.bpf.spec import ProgramSpec
 from hypermesh_ebpf.errors import (
@@ -96,19 +97,18 @@ def _split(head: int) -> tuple[int, int, int]:
     return head >> 8, head >> 4 & 15, head & 15
 
 
+@lru_cache(maxsize=1)
 def _verdicts() -> bytes:
     """For each possible first two bytes as a number: 0 wrong, 1 right, 2 look closer."""
     table = bytearray(1 << 16)
-    for head in range(1 << 16):
-        code, target, source = _split(head)
-        if code not in _KNOWN or target > _FRAME_POINTER or source > _FRAME_POINTER:
-            continue
-        if not (_KNOWN[code] and target == _FRAME_POINTER):
-            table[head] = 2 if code in _CLOSER else 1
+    for code, writes in _KNOWN.items():
+        verdict = 2 if code in _CLOSER else 1
+        for target in range(_FRAME_POINTER if writes else _FRAME_POINTER + 1):
+            for source in range(_FRAME_POINTER + 1):
+                little = source << 12 | target << 8 | code
+                big = code << 8 | target << 4 | source
+                table[little if sys.byteorder == "little" else big] = verdict
     return bytes(table)
-
-
-_VERDICTS = _verdicts()
 
 
 def check_bytecode(data: bytes) -> None:
@@ -122,14 +122,14 @@ def check_bytecode(data: bytes) -> None:
     seconds: set[int] = set()  # second slots of ld_imm64
     jumps: list[tuple[int, int]] = []
     functions: set[int] = {0}
-    skip = -1
+    skip, verdicts = -1, _verdicts()
     for index, (head, offset, immediate) in enumerate(struct.iter_unpack("=Hhi", data)):
         if index == skip:
             seconds.add(index)
             if head or offset:
                 raise _unknown(data, index, "it has to be the second half of the ld_imm64 before")
             continue
-        verdict = _VERDICTS[head]
+        verdict = verdicts[head]
         if verdict == 1:
             continue
         if verdict == 0:

@@ -175,5 +175,5 @@ def _compile_error(name: str, said: str) -> CompileError:
     remedy = "correct the source at the line given"
     header = _MISSING_HEADER.search(telling[0])
     if header:
-        remedy = f"say where {header[1]} is: -I FOLDER; kernel types are all in vmlinux.h"
+        remedy = f"say where {header[1]} is: --cflag -IFOLDER; kernel types are all in vmlinux.h"
     return CompileError(f"compile {name}", cause, remedy, details=said)

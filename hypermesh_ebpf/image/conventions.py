@@ -83,11 +83,11 @@ def attach_point(function: str, code: str, modules: Collection[str] = ()) -> tup
 ]:  # fmt: skip
     """(kind of hook, attach point as text) of a function, each None where only the user can tell.
 
-    ``code`` is the text without comments, ``modules`` are the kernel modules by whose name a
-    function of theirs may be qualified (``kfunc__MODULE__FUNCTION``).  A system call's function,
-    under whatever prefix, becomes "syscall:NAME": its name differs between architectures.
+    ``code`` is the text without comments, ``modules`` are the kernel modules by whose name newer
+    versions of BCC let a function be qualified (``kfunc__MODULE__FUNCTION``).  A system call's
+    function, under whatever prefix, becomes "syscall:NAME": it differs between architectures.
 
-    Raises Unsupported for kinds that hmebpf does not attach.
+    Raises Unsupported for what hmebpf does not attach.
     """
     for prefix, words in _NOT_OURS.items():
         if function.startswith(prefix):
@@ -119,7 +119,11 @@ def _target(kind: str, name: str, modules: Collection[str]) -> str:
         if function and module == "vmlinux":
             return function
         if function and module in modules:
-            return f"{module}:{function}"
+            raise Unsupported(
+                f"attach {kind} to {function} of module {module}",
+                "hmebpf finds the functions of the kernel itself alone by BTF",
+                f"use a kprobe: kprobe__{function}",
+            )
     return name
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hypermesh_ebpf import log
 from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf.libbpf import libbpf
-from hypermesh_ebpf.bpf.programs import _verifier_error
+from hypermesh_ebpf.bpf.verifier import explain_refusal
 from hypermesh_ebpf.errors import (
     ForeignObject,
     HmebpfError,
@@ -147,7 +147,7 @@ def _refused(
     program_set: str, program: str, text: str, number: int, everything: str
 ) -> HmebpfError:
     """What the verifier said, with a better remedy for what only an older kernel refuses."""
-    error = _verifier_error(program, OSError(_system_errno(number), ""), text)
+    error = explain_refusal(program, _system_errno(number), text)
     error.what = f"load program {program} of {program_set}: refused by the kernel's verifier"
     error.details = everything
     missing = _UNRELOCATED.search(text)

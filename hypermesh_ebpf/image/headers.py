@@ -28,6 +28,7 @@ from hypermesh_ebpf.errors import HmebpfError
 from hypermesh_ebpf.host.dependencies import find_bcc
 from hypermesh_ebpf.host.kernel_btf import btf_path
 from hypermesh_ebpf.image import bcc_tree, cache
+from hypermesh_ebpf.image.kernel_config import read_configuration
 from hypermesh_ebpf.image.kernel_dump import dump_types, join_modules, module_btfs, read_btf
 
 _HERE = Path(__file__).parent
@@ -79,7 +80,7 @@ def header_tree(
     bcc = find_bcc()
     library = os.stat(bcc.library)
     which_bcc = f"{bcc.version} {bcc.library} {library.st_size} {library.st_mtime_ns}"
-    configuration = repr(sorted(bcc_tree.read_configuration(release).items()))
+    configuration = repr(sorted(read_configuration(release).items()))
     parts: list[str | bytes] = ["header tree", __version__, release, which_bcc, configuration]
     parts += [*_own_code(), kernel, *modules, *modules.values()]
     return _keep("tree", cache.make_key(parts), make, fresh)
@@ -117,7 +118,7 @@ def vmlinux_header(btf: str | None = None, *, fresh: bool = False) -> Path:
 
 def _own_code() -> Iterator[bytes]:
     """What this code makes of a kernel's types is an ingredient, too."""
-    for name in ("headers.py", "kernel_dump.py", "bcc_tree.py"):
+    for name in ("headers.py", "kernel_dump.py", "kernel_config.py", "bcc_tree.py"):
         yield (_HERE / name).read_bytes()
     for path in sorted(bcc_tree.SOURCES.iterdir()):
         yield path.read_bytes()
@@ -179,8 +180,9 @@ def place_at(folder: Path, make: Callable[[Path], None]) -> Path:
 def _locked_store() -> Iterator[Path]:
     """The directory in which all is kept, checked, and locked against other processes."""
     try:
-        store = (cache.directory() / "headers").absolute()
-        store.mkdir(mode=0o700, parents=True, exist_ok=True)
+        store = cache.directory() / "headers"
+        store.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        store.mkdir(mode=0o700, exist_ok=True)
         store = store.resolve()
         _refuse_foreign(store)
         descriptor = os.open(store, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -229,7 +231,9 @@ def _digests(folder: Path) -> Iterator[str]:
             path = os.path.join(root, name)
             status = os.lstat(path)
             digest = nothing
-            if status.st_size or not stat.S_ISREG(status.st_mode):
+            if stat.S_ISLNK(status.st_mode):
+                digest = f"-> {os.readlink(path)}"
+            elif status.st_size:
                 digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
             yield f"{digest} {os.path.relpath(path, folder)}\n"
 

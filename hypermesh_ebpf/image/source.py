@@ -16,10 +16,10 @@ from hypermesh_ebpf.host.filesystems import read_tracefs
 from hypermesh_ebpf.host.kernel_btf import btf_path
 from hypermesh_ebpf.image import cache, conventions
 from hypermesh_ebpf.image.image import Image
+from hypermesh_ebpf.image.user_text import UserSource
 
 if TYPE_CHECKING:
     from hypermesh_ebpf.attach_type import EbpfAttachType
-    from hypermesh_ebpf.image.user_source import UserSource
 
 _PACKAGE = Path(__file__).parent.parent
 
@@ -77,12 +77,15 @@ def build_user_image(
     tells by function where programs will be attached.  See
     :func:`hypermesh_ebpf.image.user_source.compile_user` for the errors.
     """
-    from hypermesh_ebpf.image.user_source import UserSource, compile_user
 
-    source = UserSource.read(path.name, text, cflags, path.parent, attach)
+    def make() -> Image:
+        from hypermesh_ebpf.image.user_source import compile_user
+
+        return compile_user(path.name, text, cflags, path.parent, report, attach)
+
     build = _build(
-        _user_key(source),
-        lambda: compile_user(path.name, text, cflags, path.parent, report, attach),
+        _user_key(UserSource.read(path.name, text, cflags, path.parent, attach)),
+        make,
         use_cache,
         lambda: report(f"compiling {path.name}"),
     )
@@ -161,14 +164,20 @@ def _user_key(source: UserSource) -> str:
     parts.append(source.text.encode(errors="surrogateescape"))
     parts += [_read_format(*each) for each in conventions.tracepoints(source.code)]
     parts.append(str(possible_cpus()))  # the size of a perf buffer's map
-    return cache.make_key(parts + [file.read_text() for file in _own_ingredients()])
+    return cache.make_key([*parts, *_own_ingredients()])
 
 
-def _own_ingredients() -> Iterator[Path]:
-    """What this code makes of a source is an ingredient, too."""
-    yield from sorted((_PACKAGE / "image/include").rglob("*.h"))
-    names = ("bcc", "usdt", "conventions", "headers", "kernel_dump", "kernel_types", "user_source")
-    yield from (path for name in names if (path := _PACKAGE / f"image/{name}.py").is_file())
+def _own_ingredients() -> Iterator[str]:
+    """What this code makes of a source is an ingredient, too; told by its files' times, which is
+    quicker than reading half a megabyte."""
+    for folder in (
+        _PACKAGE / "image",
+        _PACKAGE / "image/include",
+        _PACKAGE / "image/include_kernel",
+    ):
+        for path in sorted(folder.rglob("*.h") if folder.name != "image" else folder.glob("*.py")):
+            status = path.stat()
+            yield f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
 def _read_format(category: str, name: str) -> str:

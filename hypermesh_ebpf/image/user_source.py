@@ -10,7 +10,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from hypermesh_ebpf.attach_type import EbpfAttachType
@@ -19,7 +19,6 @@ from hypermesh_ebpf.errors import CompileError, HmebpfError, MissingBtf
 from hypermesh_ebpf.host.kernel_btf import btf_path
 from hypermesh_ebpf.image import conventions
 from hypermesh_ebpf.image.bcc import (
-    HEADERS,
     LD_IMM64,
     RECORDS,
     compile_c,
@@ -29,6 +28,7 @@ from hypermesh_ebpf.image.bcc import (
 from hypermesh_ebpf.image.conventions import MapHint
 from hypermesh_ebpf.image.image import Image
 from hypermesh_ebpf.image.kernel_types import KernelTypes
+from hypermesh_ebpf.image.user_text import LIGHT_HEADERS, UserSource
 
 Report = Callable[[str], None]
 
@@ -68,7 +68,7 @@ _TYPE_OF = "hmebpf_type_of_"
 _TYPES_FILE = "hmebpf-record-types"
 # What clang says of kernel types and macros that the light stand-ins lack.
 _LACKING = re.compile(
-    r"unknown type name|incomplete|undeclared identifier|no member named|file not found"
+    r"unknown type name|incomplete|undeclared identifier|no member named|redefinition"
     r"|implicit declaration|expected '\)'|type specifier missing"
 )
 # What clang says: what to do.
@@ -84,100 +84,6 @@ _REMEDIES = (
     ),
 )
 _PYTHON = re.compile(r"^\s*(from bcc import|import bcc\b|#!.*python)", re.M)
-
-_INCLUDE_OPTIONS = ("-I", "-iquote", "-isystem")
-# Brought by clang itself.
-_CLANGS_OWN = frozenset({"stdarg.h", "stddef.h", "stdbool.h", "stdint.h", "limits.h"})
-
-
-@dataclass(frozen=True, slots=True)
-class UserSource:
-    """A text, and what belongs to it.
-
-    ``headers`` are the texts of its own headers by path, ``code`` is the text behind them, all
-    without comments; ``flags`` clang's arguments for it; ``kernel_headers`` the headers that it
-    includes and that are nobody's but the kernel's; ``readers`` C that reads arguments of static
-    probes for it.
-    """
-
-    name: str
-    text: str
-    flags: tuple[str, ...]
-    headers: dict[str, str]
-    code: str
-    kernel_headers: tuple[str, ...]
-    readers: str = ""
-
-    @classmethod
-    def read(
-        cls,
-        name: str,
-        text: str,
-        cflags: Sequence[str] = (),
-        directory: Path | None = None,
-        attach: Mapping[str, EbpfAttachType] = {},
-    ) -> UserSource:
-        """Follow the text's includes, beside it and where ``cflags`` point with -I.
-
-        See :func:`compile_user`.
-        """
-        beside = (directory or Path(name).parent).absolute()
-        flags = _absolute(cflags)
-        places = [beside, *_include_directories(flags)]
-        headers: dict[str, str] = {}
-        kernel: dict[str, None] = {}
-        todo = [(conventions.strip_comments(text), beside)]
-        code = ""
-        while todo:
-            stripped, folder = todo.pop()
-            code = stripped + "\n" + code
-            for header, angle in conventions.includes(stripped):
-                near = places[1:] if angle else [folder, *places]
-                path = next((each / header for each in near if (each / header).is_file()), None)
-                if path is not None and str(path) not in headers:
-                    headers[str(path)] = path.read_text(errors="replace")
-                    todo.append((conventions.strip_comments(headers[str(path)]), path.parent))
-                elif path is None and header not in _CLANGS_OWN:
-                    kernel[header] = None
-        readers = ""
-        if any(point.kind == "usdt" for point in attach.values()):
-            from hypermesh_ebpf.image.usdt import write_readers
-
-            readers = write_readers(attach).replace("#include <uapi/linux/ptrace.h>\n", "")
-        flags = [f"-iquote{beside}", *flags]
-        return cls(name, text, tuple(flags), headers, code, tuple(kernel), readers)
-
-    @property
-    def needs_kernel_headers(self) -> bool:
-        """True if it includes what the light stand-ins for the kernel's headers have not."""
-        return any(not (HEADERS / name).is_file() for name in self.kernel_headers)
-
-
-def _absolute(cflags: Sequence[str]) -> list[str]:
-    """The flags with directories as seen from here: BCC runs clang in another one."""
-    found: list[str] = []
-    option = ""
-    for flag in cflags:
-        if option:
-            found.append(option + os.path.abspath(flag))
-            option = ""
-        elif flag in _INCLUDE_OPTIONS:
-            option = flag
-        elif flag.startswith(_INCLUDE_OPTIONS):
-            start = next(each for each in _INCLUDE_OPTIONS if flag.startswith(each))
-            found.append(start + os.path.abspath(flag[len(start) :]))
-        else:
-            found.append(flag)
-    return found
-
-
-def _include_directories(flags: Sequence[str]) -> list[Path]:
-    return [
-        Path(flag[len(option) :])
-        for flag in flags
-        for option in _INCLUDE_OPTIONS
-        if flag.startswith(option)
-    ]
 
 
 def compile_user(
@@ -305,7 +211,7 @@ def _compile_unit(source: UserSource, tree: Path | None, ending: str) -> Image:
         unit = _NO_PINS + source.readers + start + source.text + ending
         return compile_c(source.name, unit, flags, kernel_source=tree, by_btf=True)
     types = _PRELUDE + _declare_types(source)
-    flags = [*compiler_flags(HEADERS, {}), *source.flags]
+    flags = [*compiler_flags(LIGHT_HEADERS, {}), *source.flags]
     unit = _NO_PINS + types + source.readers + start + source.text + ending
     return compile_c(source.name, unit, flags, by_btf=True)
 

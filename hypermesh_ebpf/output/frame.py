@@ -107,7 +107,9 @@ class Frame:
         least = tables.least(sample.tables)
         if len(bars) > room - least - 1:
             bars = histograms.brief(sample.histograms, ascii=self._ascii)
-            bars = bars[: max(room - least, 1)]
+            most = max(room - least, 2)
+            if len(bars) > most:
+                bars[most - 1 :] = [[(f"... {len(bars) - most + 1:,} more histograms", "dim")]]
         room -= len(bars)
         blank: list[Line] = [[]] if room > least + 1 else []
         above = tables.lines(sample.tables, width, room - 2 * len(blank), self.top)

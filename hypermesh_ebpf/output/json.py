@@ -96,6 +96,10 @@ class JsonSink:
         }
         if sample.histograms:
             line["histograms"] = [_histogram(each) for each in sample.histograms]
+        left_out = {each.name: each.left_out for each in sample.tables if each.left_out != 0}
+        not_shown = {each.name: each.reason for each in sample.tables if each.reason is not None}
+        line |= {"left_out": left_out} if left_out else {}
+        line |= {"not_shown": not_shown} if not_shown else {}
         self._write([line])
 
     def end(self, end: End) -> None:

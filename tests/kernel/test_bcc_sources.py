@@ -21,6 +21,7 @@ from hypermesh_ebpf.errors import (
     CompileError,
     HmebpfError,
     LoadError,
+    MissingBtf,
     PinError,
     Unsupported,
 )
@@ -277,6 +278,7 @@ int fill(struct xdp_md *ctx)
 
 
 @needs_btf
+@pytest.mark.vm_too
 def test_values_are_told_by_btf_with_names_of_enums_and_bit_fields(tmp_path: Path) -> None:
     image = compile_user(tmp_path, VALUES)
     with loaded(image) as (programs, maps):
@@ -327,6 +329,7 @@ int send(struct xdp_md *ctx)
 
 
 @needs_btf
+@pytest.mark.vm_too
 def test_records_of_every_buffer_are_typed_events(tmp_path: Path) -> None:
     image = compile_user(tmp_path, RECORDS)
     assert {spec.name for spec in image.maps} == {
@@ -434,10 +437,12 @@ RAW_TRACEPOINT_PROBE(sys_enter)
 
 
 @needs_btf
-@pytest.mark.vm_too
 @pytest.mark.parametrize(
     "includes",
-    ["", "#include <uapi/linux/ptrace.h>\n#include <linux/sched.h>\n#include <net/sock.h>"],
+    [
+        pytest.param("", marks=pytest.mark.vm_too),
+        "#include <uapi/linux/ptrace.h>\n#include <linux/sched.h>\n#include <net/sock.h>",
+    ],
     ids=["none", "kernel headers"],
 )
 def test_kernel_structures_are_those_of_this_kernel(tmp_path: Path, includes: str) -> None:
@@ -643,3 +648,24 @@ def test_text_that_is_no_utf8_compiles(tmp_path: Path) -> None:
     path = tmp_path / "prog.c"
     path.write_bytes(b"/* \xe9t\xe9 */ int f(struct xdp_md *ctx) { return XDP_PASS; }")
     assert build_user_file(path)[0].programs[0].kind == "xdp"
+
+
+# -- without BTF
+
+
+def test_kernel_without_btf_compiles_what_needs_no_kernel_structures(tmp_path: Path) -> None:
+    env = {"HMEBPF_BTF": "/nonexistent"}
+    text = """
+    struct key_t { u32 length; };
+    BPF_HASH(lengths, struct key_t);
+    int f(struct xdp_md *ctx)
+    { struct key_t key = { ctx->data_end - ctx->data }; lengths.increment(key); return XDP_PASS; }
+    """
+    image = compile_user(tmp_path, text, env=env)
+    with loaded(image) as (programs, maps):
+        run_program(programs["f"], bytes(77))
+        assert TypedMap(*maps[0]).entries() == [({"length": 77}, 1)]
+    if not os.path.isdir(f"/lib/modules/{os.uname().release}/build"):
+        with pytest.raises(MissingBtf) as caught:
+            compile_user(tmp_path, "#include <linux/sched.h>\n" + text, env=env)
+        assert "HMEBPF_BTF" in str(caught.value.remedy)

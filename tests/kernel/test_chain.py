@@ -42,6 +42,7 @@ from tests.members import (
     with_stack,
 )
 from tests.netns import VethPair, needs_namespaces, veth_pair, wait_until
+from tests.objects import object_path
 from tests.packets import ethernet, received_packets, send_frames
 from tests.programs import program_id
 
@@ -423,18 +424,13 @@ int second(struct xdp_md *ctx) {
         assert dict(maps[2].items())[3] == 19
 
 
-def objects(stack: ExitStack, *paths: str) -> list[LoadedSource]:
-    """Sources for libbpf, compiled by clang and loaded."""
-    found = []
-    for path in paths:
-        source = Path(ROOT) / path
-        data = clang.compile_object(source, source.read_text(), [])
-        made = elf.load_object(data, source.name, {}, {})
-        for _spec, fd in (*made.maps, *made.programs):
-            if fd is not None:
-                stack.callback(os.close, fd)
-        found.append(made)
-    return found
+def load_source(stack: ExitStack, name: str, data: bytes) -> LoadedSource:
+    """An object, loaded until the stack ends."""
+    made = elf.load_object(data, name, {}, {})
+    for _spec, fd in (*made.maps, *made.programs):
+        if fd is not None:
+            stack.callback(os.close, fd)
+    return made
 
 
 def member_of(source: LoadedSource, name: str, license: str | None = None) -> Member:
@@ -451,18 +447,14 @@ def value_of(source: LoadedSource, name: str, size: int) -> bytes:
     return raw.raw[:size]
 
 
-@pytest.mark.skipif(not shutil.which("clang"), reason="needs clang")
 @pytest.mark.parametrize("way", WAYS)
 def test_members_from_elf_objects(way: str) -> None:
     """Functions, global data in maps, a program array of the member's own, CO-RE, GPL helpers."""
     with ExitStack() as stack, Counters() as counters:
-        sources = objects(
-            stack,
-            "tests/bpf/subprograms.bpf.c",
-            "tests/bpf/globals.bpf.c",
-            "tests/bpf/tailcalls.bpf.c",
-            "tests/bpf/subprograms.bpf.c",
-        )
+        sources = [
+            load_source(stack, name, object_path(name).read_bytes())
+            for name in ("subprograms", "globals", "tailcalls", "subprograms")
+        ]
         squares, settings, jumps, again = sources
         assert [source.license for source in sources] == ["GPL"] * 4
         members = [
@@ -513,10 +505,9 @@ char LICENSE[] SEC("license") = "GPL";
 @pytest.mark.skipif(not shutil.which("clang"), reason="needs clang")
 @pytest.mark.skipif(KERNEL < (6, 4), reason="bpf_dynptr_from_xdp() came with Linux 6.4")
 def test_a_member_that_calls_functions_of_the_kernel(tmp_path: Path) -> None:
-    path = tmp_path / "slicing.bpf.c"
-    path.write_text(_KERNEL_FUNCTIONS)
+    data = clang.compile_object(tmp_path / "slicing.bpf.c", _KERNEL_FUNCTIONS, [])
     with ExitStack() as stack:
-        (source,) = objects(stack, str(path))
+        source = load_source(stack, "slicing", data)
         member = member_of(source, "slicing")
         for members in ([member, returning(1)], [returning(2), member]):
             with loaded(members, way="merged") as made:
@@ -709,19 +700,35 @@ def program_name(fd: int) -> str:
 
 
 @pytest.mark.skipif(not shutil.which("bpftool"), reason="needs bpftool")
-def test_bpftool_shows_the_members_by_name() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_bpftool_shows_the_members_by_name(way: str) -> None:
     with Counters() as counters:
-        members = [counters.add(), returning(2, "with-a-dash"), counters.add()]
-        with loaded(members, way="merged") as made:
+        first = returning(2, "first", "GPL" if way == "merged" else "MIT")
+        with loaded([first, returning(2, "with-a-dash"), counters.add()], way=way) as made:
             assert program_name(made.head_fd) == chain.NAME
-            done = subprocess.run(
-                ["bpftool", "prog", "dump", "xlated", "id", str(program_id(made.head_fd))],
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-    functions = re.findall(r"^int (\w+)\(\):", done.stdout, re.M)
-    assert functions == [f"{chain.NAME}_member_1", "member_0", "with_a_dash"]
+            functions = function_names(program_id(made.head_fd))
+            if way == "merged":
+                assert functions == [f"{chain.NAME}_member_0", "first", "with_a_dash"]
+                return
+            assert functions == [chain.NAME, "first"]
+            names = []
+            for slot in (1, 2):
+                value = (ctypes.c_uint32 * 1)()
+                key = struct.pack("=I", slot)
+                check(libbpf().bpf_map_lookup_elem(made.descriptors[1], key, value))
+                names.append(function_names(value[0]))
+            assert names == [[chain.NAME, "with_a_dash"], ["member_0"]]
+
+
+def function_names(number: int) -> list[str]:
+    """The functions of a program, as bpftool shows them."""
+    done = subprocess.run(
+        ["bpftool", "prog", "dump", "xlated", "id", str(number)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return re.findall(r"^int (\w+)\(\):", done.stdout, re.M)
 
 
 @vm_too

@@ -145,7 +145,7 @@ def test_error_with_its_line() -> None:
 def test_missing_header() -> None:
     error = refusal('#include "none_such.h"\n')
     assert "'none_such.h' file not found" in str(error)
-    assert "-I FOLDER" in (error.remedy or "")
+    assert "--cflag -IFOLDER" in (error.remedy or "")
 
 
 def test_warnings_are_details() -> None:

@@ -451,6 +451,15 @@ def test_target_that_does_not_exist(name: str) -> None:
     assert isinstance(error, HookUnsupported)
 
 
+@pytest.mark.vm_too
+def test_target_in_the_section_name_that_does_not_exist(tmp_path: Path) -> None:
+    path = tmp_path / "stray.o"
+    path.write_bytes(object_path("fentry").read_bytes().replace(b"do_unlinkat", b"no_unlinkat"))
+    error = refusal(path)
+    assert isinstance(error, HookUnsupported)
+    assert "no_unlinkat" in str(error) or "refuses it" in str(error)
+
+
 def test_nothing_to_load(tmp_path: Path) -> None:
     """An object all of whose programs are left out, made of one by renaming its section."""
     data = object_path("subprograms").read_bytes()

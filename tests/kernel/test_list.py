@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import csv
+import ctypes
+import fcntl
 import io
 import json
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hypermesh_ebpf.attach import attach
 from hypermesh_ebpf.attach_type import EbpfAttachType
+from hypermesh_ebpf.bpf.libbpf import check, libbpf
 from hypermesh_ebpf.bpf.programs import create_map
 from hypermesh_ebpf.bpf.spec import MapSpec
 from tests.compiler import map_id
@@ -101,7 +107,7 @@ def test_csv_has_one_kind(loopback: tuple[Namespace, int]) -> None:
     assert row["name"] == "hm_listed"
     assert row["attachments"] == "xdp:lo,mode=generic"
     assert row["ours"] == "false"
-    assert row["processes"] == f"{os.getpid()}/" + open("/proc/self/comm").read().strip()
+    assert row["processes"] == f"{os.getpid()}/" + Path("/proc/self/comm").read_text().strip()
     listed = cli(ns, "list", "attachments", "-o", "csv").stdout
     (row,) = [each for each in csv.DictReader(io.StringIO(listed)) if each["hook"].startswith("x")]
     assert (row["iface"], row["mode"], row["program_id"]) == ("lo", "generic", str(number))
@@ -132,10 +138,6 @@ def test_on_a_terminal_nothing_is_wider_than_it(counter: Counter) -> None:
     fds = [counter.load(parse("xdp:lo"), name=f"hm_wide_{number}")[0] for number in range(3)]
     assert fds
     master, slave = pty.openpty()
-    import fcntl
-    import struct
-    import termios
-
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 70, 0, 0))
     process = subprocess.Popen(
         [*COMMAND, "list", "--type", "xdp"], cwd=ROOT, stdin=slave, stdout=slave, stderr=slave
@@ -266,10 +268,6 @@ def test_dump_typed_and_not(counter: Counter) -> None:
     """A map without BTF is shown as bytes; its one entry is what the program counted."""
     spec = MapSpec("hm_dumped", 1, 4, 8, 10, 0, None, None)
     fd = create_map(spec)
-    import ctypes
-
-    from hypermesh_ebpf.bpf.libbpf import check, libbpf
-
     try:
         key, value = ctypes.c_uint32(7), ctypes.c_uint64(0x0102)
         check(libbpf().bpf_map_update_elem(fd, ctypes.byref(key), ctypes.byref(value), 0))
@@ -341,5 +339,4 @@ def test_list_runs_while_programs_come_and_go() -> None:
     finally:
         churn.kill()
         churn.wait()
-        if churn.stdout:
-            churn.stdout.close()
+        churn.stdout.close()  # type: ignore[union-attr]

@@ -23,18 +23,18 @@ from hypermesh_ebpf.attach import attach
 from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf import info, link_info
 from hypermesh_ebpf.bpf.btf import Btf
-from hypermesh_ebpf.bpf.chain import load_chain
+from hypermesh_ebpf.bpf.chain import Member, load_chain
 from hypermesh_ebpf.bpf.function_info import load_function_info
 from hypermesh_ebpf.bpf.libbpf import ProgLoadOpts, check, libbpf
 from hypermesh_ebpf.bpf.programs import create_map
-from hypermesh_ebpf.bpf.spec import MapSpec
+from hypermesh_ebpf.bpf.spec import MapSpec, ProgramSpec
 from hypermesh_ebpf.errors import HookUnsupported, Unsupported
 from hypermesh_ebpf.host import filesystems, holders
 from hypermesh_ebpf.host.hooks import probe_hook, require_hook
 from hypermesh_ebpf.host.objects import Objects, Program, read_objects
 from tests.compiler import map_id
 from tests.counting import TC_PASS, XDP_PASS, Counter, wait_until_freed
-from tests.members import returning
+from tests.members import EXIT, insn, returning, set_r0
 from tests.netns import Namespace, needs_namespaces, wait_until
 from tests.programs import load_program, program_id
 
@@ -233,6 +233,21 @@ def test_members_of_a_chain() -> None:
     try:
         program = find(read_objects(), program_id(chain.head_fd))
         assert chain.way == "merged"
+        assert program.members == ("first", "second", "third")
+    finally:
+        for fd in chain.descriptors:
+            os.close(fd)
+
+
+def test_members_with_functions_of_their_own() -> None:
+    """What a member itself calls is no member."""
+    code = insn(0x85, 0, 1, 0, 1) + EXIT + set_r0(2) + EXIT  # call pc+1; exit; r0 = 2; exit
+    members = [Member(ProgramSpec(name, code, ()), []) for name in ("first", "second", "third")]
+    chain = load_chain(members, "xdp")
+    try:
+        assert chain.way == "merged"
+        program = find(read_objects(), program_id(chain.head_fd))
+        assert program.info.functions == 6
         assert program.members == ("first", "second", "third")
     finally:
         for fd in chain.descriptors:

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hypermesh_ebpf import ledger
 from hypermesh_ebpf.attach import attach
 from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf import info
+from hypermesh_ebpf.bpf.libbpf import check
 from hypermesh_ebpf.bpf.programs import create_map
 from hypermesh_ebpf.bpf.spec import MapSpec
 from hypermesh_ebpf.errors import HookUnsupported, UsageError
+from hypermesh_ebpf.host import filesystems
 from hypermesh_ebpf.host.pins import check_name
 from tests.bpffs import Bpffs
 from tests.compiler import map_id
 from tests.counting import TC_PASS, XDP_PASS, Counter, wait_until_freed
 from tests.netns import Namespace, needs_namespaces, needs_own_mounts, wait_until
 from tests.programs import load_program, program_id
-from tests.running import COMMAND, ROOT, run_cli
+from tests.running import COMMAND, ROOT, run_cli, running
 
 pytestmark = [pytest.mark.kernel, pytest.mark.vm_too, needs_own_mounts, needs_namespaces]
 parse = EbpfAttachType.parse
 OURS = "/sys/fs/bpf/hmebpf"
+_LIBBPF = ctypes.CDLL("libbpf.so.1", use_errno=True)
 
 
 @pytest.fixture
@@ -296,6 +302,73 @@ def test_detach_what_netlink_attached(counter: Counter, point: str, shown: str) 
         assert "no program is attached there" in done.stderr
         listed = json.loads(ns_cli(ns, "list", "attachments", "-o", "json").stdout)
         assert not [a for a in listed["attachments"] if a["program_id"] == number]
+
+
+@pytest.mark.parametrize("by_link", [False, True])
+def test_detach_from_a_control_group(counter: Counter, by_link: bool) -> None:
+    root = filesystems.find_mount(filesystems.CGROUP2.magic)
+    if root is None:
+        pytest.skip("the cgroup2 hierarchy is not mounted")
+    path = Path(root, f"hm-detach-{os.getpid()}")
+    path.mkdir()
+    text = f"cgroup:{path},attach=egress"
+    fd, number = counter.load(parse(text), returns=1, name="hm_group")
+    held = None
+    try:
+        if by_link:
+            held = link(parse(text), fd, number)
+        else:
+            group = os.open(path, os.O_RDONLY)
+            try:
+                check(_LIBBPF.bpf_prog_attach(fd, group, 1, 0))  # BPF_CGROUP_INET_EGRESS
+            finally:
+                os.close(group)
+        done = run_cli("detach", text, "--force")
+        assert done.stdout == f"detached program {number} hm_group from {text}\n", done.stderr
+        assert run_cli("detach", text, "--force").returncode == 1, "nothing is there any more"
+    finally:
+        if held is not None:
+            os.close(held)
+        path.rmdir()
+
+
+def test_detach_tcx_without_a_link(counter: Counter) -> None:
+    point = parse("tc:lo,direction=ingress")
+    with Namespace() as ns:
+        fd, number = counter.load(point, returns=TC_PASS, name="hm_tcx")
+        with ns.entered():
+            if _LIBBPF.bpf_prog_attach(fd, 1, 46, 0) < 0:  # BPF_TCX_INGRESS of interface 1
+                pytest.skip("this kernel has no TCX (Linux 6.6)")
+        done = ns_cli(ns, "detach", "tc:lo,direction=ingress", "--force")
+        assert done.stdout == f"detached program {number} hm_tcx from tc:lo,direction=ingress\n", (
+            done.stderr
+        )
+        assert ns_cli(ns, "detach", "tc:lo", "--force").returncode == 1
+
+
+def test_detach_a_running_monitor() -> None:
+    """It is ours, so nothing has to be forced; the monitor says what became of it."""
+    with Namespace() as ns, running("xdp", "--iface", "lo", "-i", "0.1", namespace=ns) as monitor:
+        (number,) = monitor.start["prog_ids"]
+        done = ns_cli(ns, "detach", "xdp:lo")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"detached program {number} count_packet from xdp:lo")
+        while monitor.read() is not None:
+            pass
+        assert monitor.process.wait() == 1
+        assert monitor.process.stderr is not None
+        assert "was taken off or replaced" in monitor.process.stderr.read()
+        assert [entry for entry in ledger.entries() if entry.netns == ns.inode] == []
+
+
+def test_detach_a_perf_event() -> None:
+    """It ends with the process that holds it, and the error says which that is."""
+    with running("exec-monitor", "--rung", "tracepoint") as monitor:
+        done = run_cli("detach", "tracepoint:syscalls:sys_enter_execve")
+        assert done.returncode == 1
+        assert "ends with its last descriptor, which is held by process" in done.stderr
+        assert str(monitor.process.pid) in done.stderr
+        monitor.finish()
 
 
 def test_detach_what_only_its_descriptor_ends(counter: Counter) -> None:

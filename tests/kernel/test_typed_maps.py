@@ -23,7 +23,7 @@ from hypermesh_ebpf.bpf.maps import TypedMap, read_map_spec, read_numbers
 from hypermesh_ebpf.bpf.programs import create_map
 from hypermesh_ebpf.bpf.spec import MapSpec
 from hypermesh_ebpf.errors import HmebpfError, MapError
-from tests.compiler import compile_text, loaded, map_id, run_in_this_task
+from tests.compiler import compile_text, loaded, map_id, run_in_this_task, run_program
 from tests.programs import load_program, program_id
 
 vm_too = pytest.mark.vm_too
@@ -150,6 +150,54 @@ def test_program_array_shows_ids() -> None:
             assert (map_.refers_to, map_.numbers()) == ("program", {})
     finally:
         os.close(program)
+
+
+WRITER = """
+enum hm_color { RED = 1, GREEN, BLUE };
+struct inner { u8 x; u32 y; };
+struct written {
+	u32 a : 3; u32 b : 7; u64 c : 40; u8 d : 1; s32 e : 5; u16 f; u8 g : 6; enum hm_color h : 3;
+	struct inner in[2]; union { u32 v4; u8 bytes[4]; }; char comm[6]; double *p; bool last;
+};
+BPF_ARRAY(result, struct written, 1);
+
+int produce(struct xdp_md *ctx)
+{
+	u32 zero = 0;
+	struct written *w = result.lookup(&zero);
+	if (!w)
+		return XDP_ABORTED;
+	w->a = 5; w->b = 100; w->c = 0x123456789aULL; w->d = 1; w->e = -3; w->f = 300; w->g = 33;
+	w->h = BLUE; w->in[0].x = 1; w->in[0].y = 2; w->in[1].x = 3; w->in[1].y = 4;
+	w->v4 = 0x0100007f; w->comm[0] = 'h'; w->comm[1] = 'i'; w->p = (double *)ctx; w->last = true;
+	return XDP_PASS;
+}
+"""
+
+
+@vm_too
+def test_what_a_program_of_bcc_writes_is_read() -> None:
+    """By BCC's own description: bit fields of several types, a union and a structure in it."""
+    with loaded(compile_text(WRITER)) as programs:
+        assert run_program(programs.programs["produce"]) == 2
+        result = programs.maps["result"]
+        ((_zero, found),) = TypedMap(result.spec, result.fd).entries()
+    assert found.pop("p") > 1 << 40, "a pointer is a number to BCC"
+    assert found == {
+        "a": 5,
+        "b": 100,
+        "c": 0x123456789A,
+        "d": 1,
+        "e": -3,
+        "f": 300,
+        "g": 33,
+        "h": 3,
+        "in": [{"x": 1, "y": 2}, {"x": 3, "y": 4}],
+        "v4": 0x0100007F,
+        "bytes": [127, 0, 0, 1],
+        "comm": "hi",
+        "last": True,
+    }
 
 
 TRACE = """

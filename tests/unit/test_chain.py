@@ -346,6 +346,12 @@ def _member(code: bytes, kind: str | None = None) -> Member:
             "instruction 0 calls a function of a kernel module",
         ),
         (
+            [returning(2), _member(insn(0x18, 1, 3, 0, 4711) + insn(0, 0, 0, 0, 9) + EXIT)],
+            "xdp",
+            LoadError,
+            "instruction 0 reads a variable of a kernel module",
+        ),
+        (
             [returning(2), _member(set_r0(2) + insn(0x18, 1, 5) + insn(0) + EXIT)],
             "xdp",
             LoadError,
@@ -392,6 +398,12 @@ def test_function_names_become_identifiers() -> None:
     assert header[0] == 0xEB9F
     assert len(raw) == 24 + types_size + header[7]
     assert strings[2:7] == [b"plain", b"has_dash_and_dot", b"_7up", b"_mlaut", b"x" * 100]
+
+
+def test_functions_and_variables_of_the_kernel_itself_are_no_hindrance() -> None:
+    code = insn(0x18, 1, 3, 0, 4711) + insn(0) + insn(0x85, 0, 2, 0, 4712) + set_r0(2) + EXIT
+    assembly = merge([returning(2), Member(ProgramSpec("a", code, ()), [])], "xdp")
+    assert code in assembly.program.instructions
 
 
 def test_more_members_than_can_be_joined() -> None:

@@ -80,7 +80,8 @@ def test_other_byte_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "name"), [(62, "x86-64"), (183, "arm64"), (3, "x86 (32 bits)"), (9999, "machine 9999")]
+    ("machine", "name"),
+    [(62, "x86-64"), (183, "arm64"), (3, "x86 (32 bits)"), (9999, "machine 9999")],
 )
 def test_other_machine(machine: int, name: str) -> None:
     error = refusal(make_object(machine=machine))

@@ -12,7 +12,7 @@ import pytest
 
 import hypermesh_ebpf
 from hypermesh_ebpf import errors
-from hypermesh_ebpf.bpf.programs import _verifier_error
+from hypermesh_ebpf.bpf.verifier import explain_refusal
 from hypermesh_ebpf.errors import HmebpfError, all_errors, describe_errno, from_dict
 
 # "    │   └── MissingBtf          exit 3   the kernel's type information ..."
@@ -117,7 +117,10 @@ SUM = "processed 7 insns (limit 1000000) max_states_per_insn 0 total_states 0 pe
 @pytest.mark.parametrize(
     ("log", "remedy"),
     [
-        (REFUSED + SUM, "correct the program at the instruction named last"),
+        (
+            REFUSED + SUM,
+            "compare the pointer with NULL before using it: the look-up may have found nothing",
+        ),
         (
             REFUSED + EXPLAINED + SUM,
             "Add a NULL check before the access and dereference the pointer only on the "
@@ -127,7 +130,7 @@ SUM = "processed 7 insns (limit 1000000) max_states_per_insn 0 total_states 0 pe
     ids=["as it was", "as Linux 7.3 explains it"],
 )
 def test_verifiers_log_is_cut_to_its_telling_lines(log: str, remedy: str) -> None:
-    error = _verifier_error("f", OSError(errno.EACCES, "Permission denied"), log)
+    error = explain_refusal("f", errno.EACCES, log)
     assert error.cause is not None
     *shown, omitted = error.cause.splitlines()
     assert [line.strip() for line in shown] == REFUSED.splitlines()[2:]
@@ -135,6 +138,30 @@ def test_verifiers_log_is_cut_to_its_telling_lines(log: str, remedy: str) -> Non
     assert omitted == f"  ({left_out} lines of the verifier's log omitted; see them with -v)"
     assert error.remedy == remedy
     assert error.details == log
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        ("R0 !read_ok", "r0 = 0"),
+        ("R2 !read_ok", "before it is read"),
+        ("R1 invalid mem access 'map_value_or_null'", "NULL"),
+        ("invalid access to packet, off=14 size=2, R2(id=0,off=14,r=0)", "data_end"),
+        ("invalid indirect read from stack R2 off -24+16 size 24", "zero the structure"),
+        ("back-edge from insn 5 to 2", "bound"),
+        ("BPF program is too large. Processed 1000001 insn", "split"),
+        ("cannot call GPL-restricted function from non-GPL compatible program", "license"),
+        ("unknown func bpf_probe_read#4", "helper"),
+        ("combined stack size of 2 calls is 544. Too large", "per-CPU array"),
+        ("unreachable insn 3", "exit"),
+        ("R2 unbounded memory access, use 'var &= const' or 'if (var < const)'", "bound the value"),
+        ("something that nobody has seen yet", "the instruction named last"),
+    ],
+)
+def test_verifiers_words_have_a_remedy(said: str, word: str) -> None:
+    """The kernel's messages (kernel/bpf/verifier.c), and what to do about them."""
+    error = explain_refusal("f", errno.EACCES, f"0: (95) exit\n{said}\n{SUM}")
+    assert word in (error.remedy or "")
 
 
 def test_errno_in_words() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hypermesh_ebpf import ledger
-from hypermesh_ebpf.attach.hold import Hold
+from hypermesh_ebpf.attach.hold import Hold, TcFilter
 from hypermesh_ebpf.errors import HmebpfError
 from tests.netns import needs_own_mounts
 

@@ -234,7 +234,11 @@ def test_entries_that_were_not_read_are_told(
 ) -> None:
     monkeypatch.setattr("hypermesh_ebpf.program_tables.MOST_ENTRIES", 10)
     kernel.entries = {"many": [(index, index) for index in range(25)]}
-    assert "10 entries, 15 more were not read" in show("table", [spec("many")])
+    specs = [spec("many"), spec("later", None, U32, map_types.QUEUE)]
+    assert "10 entries, 15 more were not read" in show("table", specs)
+    sample = next(json.loads(e) for e in show("json", specs).splitlines() if '"sample"' in e)
+    assert sample["left_out"] == {"many": 15}
+    assert sample["not_shown"] == {"later": map_types.UNREADABLE[map_types.QUEUE]}
 
 
 def test_json_keeps_what_is_nested(kernel: Kernel) -> None:

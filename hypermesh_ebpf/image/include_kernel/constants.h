@@ -3,7 +3,7 @@
  * internals that have not changed from Linux 5.10 to 7.3.  A name that the kernel has as an
  * enumerator is left out of the copy that is made for it: what the kernel says is right. */
 
-/* -- limits */
+/* -- limits: sizes of arrays are plain numbers, for BCC cannot describe an array of sizeof(x) */
 #define CHAR_BIT 8
 #define U8_MAX ((u8)~0U)
 #define S8_MAX ((s8)(U8_MAX >> 1))
@@ -36,18 +36,12 @@
 #define BITS_PER_LONG 64
 #define BITS_PER_LONG_LONG 64
 #define NAME_MAX 255
-/* The size of the kernel's own array, renamed in 6.14: d_iname, d_shortname. */
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 14, 0)
-#define DNAME_INLINE_LEN sizeof(((struct dentry *)0)->d_iname)
-#else
-#define DNAME_INLINE_LEN sizeof(((struct dentry *)0)->d_shortname)
-#endif
 #define PATH_MAX 4096
 #define ARG_MAX 131072
 #define PIPE_BUF 4096
 #define NGROUPS_MAX 65536
 #define TASK_COMM_LEN 16
-#define MODULE_NAME_LEN (64 - sizeof(unsigned long))
+#define MODULE_NAME_LEN 56
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 1, 0)
 #define KSYM_NAME_LEN 128
 #else
@@ -515,7 +509,6 @@
 #define SECTOR_SIZE (1 << SECTOR_SHIFT)
 #define READ 0
 #define WRITE 1
-#define DISK_NAME_LEN 32
 #define BDEVNAME_SIZE 32
 #define REQ_OP_BITS 8
 #define REQ_OP_MASK ((1 << REQ_OP_BITS) - 1)
