@@ -109,13 +109,15 @@ class Loader:
         *,
         settings: Mapping[str, str] = {},
         attach: Mapping[str, EbpfAttachType] = {},
+        points: Sequence[EbpfAttachType] = (),
         flags: Sequence[str] = (),
         use_cache: bool = True,
     ) -> ProgramSet:
         """Make the source's maps and load its programs.
 
         ``settings`` gives values for the object's global variables, ``attach`` attach points other
-        than the source's own, by program name, ``flags`` arguments for the C compiler.
+        than the source's own, by program name, ``points`` those of which this machine has to have
+        the hooks (nothing is loaded else), ``flags`` arguments for the C compiler.
         Raises CompileError, InvalidProgram, VerifierError, LoadError, Unsupported, UsageError,
         WorkerError.
         """
@@ -131,6 +133,7 @@ class Loader:
             "path": str(source.path) if source.path else None,
             "settings": dict(settings),
             "attach": {name: str(point) for name, point in attach.items()},
+            "points": [str(point) for point in points],
             "flags": list(flags),
             "use_cache": use_cache,
         }
@@ -321,7 +324,7 @@ class Loader:
             for each in held:
                 self._guards[netns].remove(each)
             raise
-        program.adopt(answer, fd)
+        program.adopt(answer, fd, point)
         place = _place(point)
         attached = Attached(point, answer["hook"], tuple(attachments), place, netns)
         if place:
@@ -368,7 +371,7 @@ class Loader:
             maps = [fd for _spec, fd in program.owner.maps]
             fd = load_program(program.spec, point.kind, program.owner.license, maps)
             info = read_program_info(fd)
-            program.fd, program.id, program.tag = fd, info.id, info.tag
+            program.adopt({"id": info.id, "tag": info.tag}, fd, point)
 
     def _detach_last(self, attached: Attached) -> None:
         """Take the only program off a place."""

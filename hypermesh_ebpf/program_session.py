@@ -158,6 +158,7 @@ def _load_all(loader: Loader, wanted: Wanted) -> list[ProgramSet]:
             source,
             settings=wanted.settings,
             attach=named,
+            points=[point for _name, point in wanted.attach],
             flags=wanted.flags,
             use_cache=wanted.use_cache,
         )

@@ -60,7 +60,7 @@ class Program:
     """A program of a set.
 
     ``fd``, ``id`` and ``tag`` are None before it is loaded, which is at the attach where only that
-    tells its type.
+    tells its type; ``made_for`` is the place it was loaded for then.
     """
 
     spec: ProgramSpec
@@ -69,13 +69,16 @@ class Program:
     id: int | None = None
     tag: str | None = None
     attached: list[Attached] = field(default_factory=list)
+    made_for: EbpfAttachType | None = None
 
-    def adopt(self, told: Mapping[str, Any], fd: int) -> None:
-        """Take what the kernel gave it, and the descriptor unless it has one."""
-        if self.fd is None:
-            self.fd, self.id, self.tag = fd, told["id"], told["tag"]
-        else:
+    def adopt(self, told: Mapping[str, Any], fd: int, point: EbpfAttachType) -> None:
+        """Take what the kernel has: the same program, or one loaded for another kind of place."""
+        if told["id"] == self.id or self.attached:
             os.close(fd)
+            return
+        if self.fd is not None:
+            os.close(self.fd)
+        self.fd, self.id, self.tag, self.made_for = fd, told["id"], told["tag"], point
 
 
 @dataclass(eq=False, slots=True)
@@ -149,23 +152,27 @@ class ProgramSet:
         """Where the program's source says that it runs.  Raises UsageError if it does not."""
         if program.spec.attach is None:
             kind = program.spec.kind
-            example = EbpfAttachType.example(kind) if kind else "xdp:lo"
+            example = EbpfAttachType.example(kind) if kind else "kprobe:FUNCTION"
             raise UsageError(
                 f"attach program {program.spec.name} of {self.name}",
                 "its source does not say where",
-                f"name an attach point, for instance {example}",
+                f"name an attach point: `--attach {program.spec.name}={example}`",
             )
         return EbpfAttachType.parse(program.spec.attach)
 
 
-_PROBES = ("kprobe", "kretprobe", "uprobe", "uretprobe", "usdt")
+# Kinds that share a program type, or, as C for BCC, the type of their argument.
+_ALIKE = (
+    {"kprobe", "kretprobe", "uprobe", "uretprobe", "usdt"},
+    {"tc", "cgroup"},
+)
 
 
 def _fits(spec: ProgramSpec, point: EbpfAttachType) -> bool:
-    """Whether a program can be attached there: kprobes and uprobes share one program type."""
+    """Whether a program may be attached there; the kernel has the last word."""
     if spec.kind is None or spec.kind == point.kind:
         return True
-    return spec.kind in _PROBES and point.kind in _PROBES
+    return any({spec.kind, point.kind} <= kinds for kinds in _ALIKE)
 
 
 def tell_program(program: Program) -> tuple[dict[str, Any], list[int]]:
@@ -175,6 +182,7 @@ def tell_program(program: Program) -> tuple[dict[str, Any], list[int]]:
         "spec": pack_program(program.spec),
         "license": program.owner.license,
         "fd": program.fd is not None,
+        "made_for": str(program.made_for) if program.made_for else program.spec.attach,
         "maps": len(maps),
     }
     return told, [program.fd, *maps] if program.fd is not None else maps

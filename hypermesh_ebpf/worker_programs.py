@@ -3,15 +3,15 @@
 Requests, beside "do" and "log":
 
 ``load``: {"form": "elf", "c" or "bytecode", "name", "path" or null, "settings": {...},
-    "attach": {program: attach point as text}, "flags": [...], "use_cache"}; one descriptor, the
-    source's bytes.
+    "attach": {program: attach point as text}, "points": [those that have to be there], "flags":
+    [...], "use_cache"}; one descriptor, the source's bytes.
 ``attach``: {"point", "pinnable", "program": {...}}; the descriptor of the program if it is loaded,
     else those of its maps, from which it is loaded now.
 ``swap``: {"point", "hold": the place that the guard knows, or null}; the descriptors of the old
     program, of the new one, and of the links that hold the place, if links do.
 
-A program is told as {"spec": {...}, "license", "fd": whether it is loaded, "maps": how many
-descriptors of maps come}.
+A program is told as {"spec": {...}, "license", "fd": whether it is loaded, "made_for": for which
+place or null, "maps": how many descriptors of maps come}.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 from hypermesh_ebpf import log
 from hypermesh_ebpf.attach.hold import Hold
 from hypermesh_ebpf.attach_type import EbpfAttachType
-from hypermesh_ebpf.bpf.programs import load_program, read_program_info
+from hypermesh_ebpf.bpf.programs import load_program, program_type, read_program_info
 from hypermesh_ebpf.bpf.spec import ProgramSpec, pack_program, unpack_program
 from hypermesh_ebpf.host.hooks import require_hook
 from hypermesh_ebpf.host.kernel_btf import function_btf_id
@@ -43,6 +43,8 @@ def _load(talk: Talk, request: Mapping[str, Any], descriptors: Sequence[int]) ->
         file.seek(0)
         data = file.read()
     points = {name: EbpfAttachType.parse(text) for name, text in request["attach"].items()}
+    for text in request["points"]:
+        require_hook(EbpfAttachType.parse(text))
     with ExitStack() as undo:
         loaded = _make(talk, request, data, points, undo)
         maps = [fd for _spec, fd in loaded.maps]
@@ -89,7 +91,13 @@ def _make(
             from hypermesh_ebpf.image.source import build_user_image
 
             image = build_user_image(
-                path, text, request["flags"], request["use_cache"], talk.progress, talk.note
+                path,
+                text,
+                request["flags"],
+                request["use_cache"],
+                talk.progress,
+                talk.note,
+                points,
             )
             return _load_image(image, points, undo)
         talk.progress(f"compiling {name}")
@@ -151,15 +159,23 @@ def _identify(fd: int) -> dict[str, Any]:
 
 def _take(
     program: Mapping[str, Any], point: EbpfAttachType, descriptors: Iterator[int], undo: ExitStack
-) -> tuple[ProgramSpec, int, list[int]]:
-    """(spec, descriptor, maps) of a program that a message tells; loaded now if it was not."""
+) -> int:
+    """The descriptor of a program that a message tells; loaded now if it was not, for there."""
     spec = unpack_program(program["spec"])
     fd = next(descriptors) if program["fd"] else None
     maps = [next(descriptors) for _ in range(program["maps"])]
-    if fd is None:
+    if fd is None or not _is_made_for(spec, program["made_for"], point):
         fd = _load_for(spec, point.kind, point, program["license"], maps)
         undo.callback(os.close, fd)
-    return spec, fd, maps
+    return fd
+
+
+def _is_made_for(spec: ProgramSpec, made_for: str | None, point: EbpfAttachType) -> bool:
+    """Whether the loaded program can be attached there, or another has to be loaded from it."""
+    if made_for is not None and point.kind in _BY_BTF_ID:
+        return made_for == str(point)
+    own = EbpfAttachType.parse(made_for) if made_for else spec.kind
+    return own is not None and program_type(own) == program_type(point)
 
 
 def _attach(talk: Talk, request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
@@ -173,7 +189,7 @@ def _attach(talk: Talk, request: Mapping[str, Any], descriptors: Sequence[int]) 
 
         enter_private_mounts()
     with ExitStack() as undo:
-        _spec, fd, _maps = _take(request["program"], point, iter(descriptors), undo)
+        fd = _take(request["program"], point, iter(descriptors), undo)
         known = _identify(fd)
         made = attach.attach(
             point,

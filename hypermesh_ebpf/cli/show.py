@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from hypermesh_ebpf.bpf.spec import MapSpec
 
 
 @click.command()
@@ -29,7 +34,7 @@ def show(object_: str, instructions: bool, output: str, verbose: int) -> None:
     from hypermesh_ebpf import log
     from hypermesh_ebpf.errors import UsageError
     from hypermesh_ebpf.host import pins
-    from hypermesh_ebpf.host.objects import Program, require_objects
+    from hypermesh_ebpf.host.objects import MapObject, Program, require_objects
     from hypermesh_ebpf.host.selection import find_object, select_set
     from hypermesh_ebpf.output.objects import as_json, show_objects, write_json, write_lines
     from hypermesh_ebpf.output.writer import OutputClosed, require_stream
@@ -54,9 +59,12 @@ def show(object_: str, instructions: bool, output: str, verbose: int) -> None:
                 "name a program: `hmebpf list programs` shows all",
             )
         steps = read_instructions(found.id, {each.id: each.name for each in objects.maps or ()})
+    spec = _read_spec(found.id) if isinstance(found, MapObject) else None
     with suppress(OutputClosed):  # `| head` saw what it wanted
         if output == "json":
             document = as_json(found, objects)
+            if spec is not None:
+                document |= {"key_type": spec.key_desc, "value_type": spec.value_desc}
             if steps is not None:
                 from hypermesh_ebpf.host.instructions import as_json as describe_steps
 
@@ -67,8 +75,23 @@ def show(object_: str, instructions: bool, output: str, verbose: int) -> None:
 
         write_lines(
             lambda width, ascii: [
-                *draw_object(found, objects, ascii),
+                *draw_object(found, objects, ascii, spec),
                 *draw_instructions(steps or (), ascii),
             ],
             stream,
         )
+
+
+def _read_spec(number: int) -> MapSpec | None:
+    """A map's types; None for one that is gone by now."""
+    from hypermesh_ebpf.bpf import info
+    from hypermesh_ebpf.bpf.maps import read_map_spec
+
+    try:
+        fd = info.open_by_id("map", number)
+    except FileNotFoundError:
+        return None
+    try:
+        return read_map_spec(fd)
+    finally:
+        os.close(fd)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from hypermesh_ebpf.bpf.spec import MapSpec
 from hypermesh_ebpf.host.instructions import Step
 from hypermesh_ebpf.host.objects import Link, MapObject, Objects, Program
 from hypermesh_ebpf.host.selection import Object
@@ -16,12 +17,17 @@ _NAME = 14
 Fact = tuple[str, str | None]
 
 
-def draw_object(each: Object, objects: Objects, ascii: bool) -> list[Line]:
-    """Names and values of an object, one to a line; what is unknown or empty is left out."""
+def draw_object(
+    each: Object, objects: Objects, ascii: bool, spec: MapSpec | None = None
+) -> list[Line]:
+    """Names and values of an object, one to a line; what is unknown or empty is left out.
+
+    ``spec`` is a map's, with the types of its keys and values.
+    """
     if isinstance(each, Program):
         title, facts = f"program {each.id}", _program_facts(each, objects)
     elif isinstance(each, MapObject):
-        title, facts = f"map {each.id}", _map_facts(each, objects)
+        title, facts = f"map {each.id}", _map_facts(each, objects, spec)
     else:
         title, facts = f"link {each.id}", _link_facts(each, objects)
     name = "" if isinstance(each, Link) else f"  {printable(each.name, ascii)}"
@@ -81,11 +87,11 @@ def _name_maps(map_ids: Sequence[int], objects: Objects) -> Iterator[Fact]:
         yield "map", f"{number} {found.name} ({found.info.type})" if found else str(number)
 
 
-def _map_facts(each: MapObject, objects: Objects) -> Iterator[Fact]:
+def _map_facts(each: MapObject, objects: Objects, spec: MapSpec | None) -> Iterator[Fact]:
     about = each.info
     yield "type", about.type
-    yield "key", f"{about.key_size} bytes"
-    yield "value", f"{about.value_size} bytes"
+    yield "key", _name_size(about.key_size, spec.key_desc if spec else None)
+    yield "value", _name_size(about.value_size, spec.value_desc if spec else None)
     yield "entries", f"at most {about.max_entries:,}"
     yield "flags", f"{about.flags:#x}" if about.flags else None
     yield "frozen", "no program and no process can change it" if about.frozen else None
@@ -110,6 +116,38 @@ def _link_facts(each: Link, objects: Objects) -> Iterator[Fact]:
     yield "held by", name_owner(None, each.processes)
     for pin in each.pins:
         yield "pinned at", pin
+
+
+def _name_size(size: int, description: Any) -> str:
+    shown = f"{size} byte{'' if size == 1 else 's'}"
+    if isinstance(description, Mapping) and description["kind"] != "opaque":
+        return f"{shown}: {spell_type(description)}"
+    return shown
+
+
+def spell_type(description: Mapping[str, Any]) -> str:
+    """A type as C declares it, in one line: ``struct flow { unsigned int saddr; char name[8]; }``.
+
+    For descriptions of :mod:`hypermesh_ebpf.bpf.types`.
+    """
+    kind, name = description["kind"], description.get("name", "")
+    if kind == "array":
+        return f"{spell_type(description['element'])}[{description['count']}]"
+    if kind in ("struct", "union"):
+        members = " ".join(_spell_member(member) for member in description["members"])
+        return " ".join(part for part in (kind, name, f"{{ {members} }}") if part)
+    if kind == "enum":
+        return f"enum {name}" if name else "enum"
+    return str(name or kind)
+
+
+def _spell_member(member: Mapping[str, Any]) -> str:
+    type_, dimensions = member["type"], ""
+    while type_["kind"] == "array":
+        dimensions += f"[{type_['count']}]"
+        type_ = type_["element"]
+    bits = f":{member['bits']}" if member.get("bits") else ""
+    return f"{spell_type(type_)} {member['name']}{dimensions}{bits};"
 
 
 def _bytes(size: int | None) -> str | None:

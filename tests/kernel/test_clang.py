@@ -161,6 +161,7 @@ def test_loop_of_includes(tmp_path: Path) -> None:
 
 
 def test_no_clang(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("HMEBPF_CLANG", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingDependency) as caught:
         compiled("")
@@ -175,6 +176,7 @@ def test_no_clang(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_clang_with_a_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("clang-11", "clang-21"):
         (tmp_path / name).symlink_to("/bin/true")
+    monkeypatch.delenv("HMEBPF_CLANG", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_clang() == str(tmp_path / "clang-21")
 

@@ -262,6 +262,21 @@ def test_hooks_that_are_not_there(os_: EbpfAbstraction) -> None:
         os_.attach_ebpf_monitor(handle)
 
 
+def test_bytes_take_the_type_of_each_place(os_: EbpfAbstraction) -> None:
+    """Detached from one kind of hook, the same bytes may be attached to another."""
+    with Namespace() as ns, ns.entered():
+        handle = os_.load_ebpf_program(RETURN_2)
+        os_.attach_ebpf_monitor(handle, "xdp:lo")
+        assert attached(ns)
+        os_.detach_ebpf_monitor(handle)
+        assert not attached(ns)
+        os_.attach_ebpf_monitor(handle, EXECVE)
+        os_.read_ebpf_metrics(handle)
+        execute(5)
+        hits = os_.read_ebpf_metrics(handle).values["probe_hits"]
+        assert hits is not None and hits >= 5
+
+
 def test_what_a_wrong_call_says(os_: EbpfAbstraction) -> None:
     with pytest.raises(UsageError, match="either a program or C source"):
         os_.load_ebpf_program()
@@ -345,8 +360,10 @@ def test_killed_owner_leaves_nothing() -> None:
         process.wait()
         wait_until(lambda: not attached(ns), "XDP is off", 30)
         wait_until(
-            lambda: not ns.run("tc", "qdisc", "show", "dev", "lo", "clsact").stdout.strip()
-            or "clsact" not in ns.run("tc", "qdisc", "show", "dev", "lo").stdout,
+            lambda: (
+                not ns.run("tc", "qdisc", "show", "dev", "lo", "clsact").stdout.strip()
+                or "clsact" not in ns.run("tc", "qdisc", "show", "dev", "lo").stdout
+            ),
             "clsact is gone",
             30,
         )

@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.bpffs import Bpffs
 from tests.compiler import map_id
 from tests.counting import TC_PASS, XDP_PASS, Counter, wait_until_freed
 from tests.netns import Namespace, needs_namespaces, needs_own_mounts, wait_until
+from tests.objects import example_path
 from tests.programs import load_program, program_id
 from tests.running import COMMAND, ROOT, run_cli, running
 
@@ -114,6 +116,48 @@ def test_a_program_outlives_its_process_and_is_ended(bpffs: Bpffs, counter: Coun
     after = counter.read()
     bpffs.run("true")
     assert counter.read() == after
+
+
+def test_load_pin_read_detach_unload(bpffs: Bpffs) -> None:
+    """The whole way of a user's object, each step a command of its own."""
+    program = example_path("xdp_packet_counter")
+    with Namespace() as ns:
+
+        def cli(*words: str) -> subprocess.CompletedProcess[str]:
+            return bpffs.hmebpf(*words, net=ns.path)
+
+        done = cli("load", str(program), "--attach", "xdp:lo", "--pin", "--name", "counters")
+        if done.returncode == 3:
+            pytest.skip(done.stderr)  # XDP by a link: Linux 5.9
+        assert done.returncode == 0, done.stderr
+        ns.run("ping", "-c", "41", "-i", "0.002", "127.0.0.1")
+        (found,) = json.loads(cli("dump", "counters", "-o", "json").stdout)["maps"]
+        ((entry),) = found["entries"]
+        assert entry["value"] == {"packets_processed": 82, "bytes_processed": 82 * 98}
+        table = cli("dump", "counters").stdout.splitlines()
+        assert table[1].split() == ["packets_processed", "bytes_processed"]
+        assert table[2].split() == ["82", str(82 * 98)]
+
+        listed = json.loads(cli("list", "--ours", "--iface", "lo", "-o", "json").stdout)
+        (there,) = listed["programs"]
+        assert there["name"] == "count_packets"
+        assert there["attachments"][0]["hook"] == "xdp:lo,mode=generic,link"
+        assert there["processes"] == [], "nobody holds it but the pins"
+        shown = cli("show", f"prog:{there['id']}", "--instructions").stdout
+        assert "totals->packets_processed++;" in shown, "the source, from BTF"
+        assert re.search(r"map\[id:\d+ counters\]", shown)
+
+        map_page = cli("show", "map:counters").stdout
+        members = "unsigned long long packets_processed; unsigned long long bytes_processed;"
+        assert f"16 bytes: struct totals {{ {members} }}" in map_page
+
+        assert cli("detach", "counters").returncode == 0
+        ns.run("ping", "-c", "3", "-i", "0.002", "127.0.0.1")
+        (found,) = json.loads(cli("dump", "counters", "-o", "json").stdout)["maps"]
+        assert found["entries"][0]["value"]["packets_processed"] == 82, "it does not run any more"
+        assert cli("unload", "counters").stdout == "unloaded counters\n"
+        wait_until_freed(there["id"])
+        assert cli("dump", "counters").returncode == 1
 
 
 def test_unpin_leaves_what_a_process_holds(bpffs: Bpffs) -> None:

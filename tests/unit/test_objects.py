@@ -22,7 +22,7 @@ from hypermesh_ebpf.host.attachment import Attachment, describe_link, name_place
 from hypermesh_ebpf.host.holders import Holder
 from hypermesh_ebpf.host.objects import Link, MapObject, Objects, Program
 from hypermesh_ebpf.host.selection import Selection, find_object, spell
-from hypermesh_ebpf.output.details import draw_object
+from hypermesh_ebpf.output.details import draw_object, spell_type
 from hypermesh_ebpf.output.objects import as_document, draw_objects, show_objects
 from tests.running import COMMAND, ROOT, run_cli
 
@@ -365,6 +365,36 @@ def test_csv_is_one_line_each() -> None:
     assert first["attachments"] == "xdp:eth0,mode=native"
     assert first["processes"] == "4711/cilium"
     assert (first["run_count"], first["ours"], first["map_ids"]) == ("", "false", "7")
+
+
+def test_types_are_spelled_as_c_does() -> None:
+    u32 = {"kind": "int", "name": "unsigned int", "size": 4, "signed": False}
+    char = {"kind": "int", "name": "char", "size": 1, "signed": True}
+    flow = {
+        "kind": "struct",
+        "name": "flow",
+        "size": 24,
+        "members": [
+            {"name": "saddr", "type": u32, "offset": 0},
+            {"name": "flag", "type": u32, "offset": 32, "bits": 3},
+            {
+                "name": "names",
+                "type": {
+                    "kind": "array",
+                    "count": 2,
+                    "element": {"kind": "array", "count": 8, "element": char},
+                },
+                "offset": 64,
+            },
+        ],
+    }
+    assert spell_type(flow) == (
+        "struct flow { unsigned int saddr; unsigned int flag:3; char names[2][8]; }"
+    )
+    assert spell_type({"kind": "array", "count": 3, "element": u32}) == "unsigned int[3]"
+    assert spell_type({"kind": "enum", "name": "color", "size": 4}) == "enum color"
+    assert spell_type({"kind": "pointer", "size": 8}) == "pointer"
+    assert spell_type({"kind": "union", "size": 4, "name": "", "members": []}) == "union {  }"
 
 
 def test_names_cannot_command_a_terminal() -> None:
