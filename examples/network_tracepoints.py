@@ -28,8 +28,8 @@ def main(seconds: str = "10") -> None:
             print(f"attached to {category}:{name}")
         for _ in range(int(seconds)):
             time.sleep(1)
-            metrics = os_.read_ebpf_metrics(handle)
-            print(", ".join(f"{name} {value}" for name, value in metrics.values.items()), flush=True)
+            values = os_.read_ebpf_metrics(handle).values
+            print(", ".join(f"{name} {value}" for name, value in values.items()), flush=True)
 
 
 if __name__ == "__main__":

@@ -326,4 +326,11 @@ def _still_held(objects: Objects, name: str) -> list[str]:
         held = [f"{each.comm} (process {each.pid})" for each in program.processes] + others
         if held:
             lines.append(f"note: program {program.id} {program.name} is held by {', '.join(held)}")
+        # Nobody's descriptor keeps these, so no pin's end takes them off.
+        lines += [
+            f"note: program {program.id} {program.name} stays attached to {each}: "
+            f"take it off with `hmebpf detach {each} --force`"
+            for each in program.attachments
+            if each.link_id is None and each.kind in ("xdp", "tc", "cgroup")
+        ]
     return lines

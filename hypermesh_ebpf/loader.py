@@ -110,6 +110,7 @@ class Loader:
         settings: Mapping[str, str] = {},
         attach: Mapping[str, EbpfAttachType] = {},
         points: Sequence[EbpfAttachType] = (),
+        strict: bool = True,
         flags: Sequence[str] = (),
         use_cache: bool = True,
     ) -> ProgramSet:
@@ -117,7 +118,8 @@ class Loader:
 
         ``settings`` gives values for the object's global variables, ``attach`` attach points other
         than the source's own, by program name, ``points`` those of which this machine has to have
-        the hooks (nothing is loaded else), ``flags`` arguments for the C compiler.
+        the hooks (nothing is loaded else), ``flags`` arguments for the C compiler.  With ``strict``
+        a name in ``attach`` that no program of an object has is an error.
         Raises CompileError, InvalidProgram, VerifierError, LoadError, Unsupported, UsageError,
         WorkerError.
         """
@@ -134,6 +136,7 @@ class Loader:
             "settings": dict(settings),
             "attach": {name: str(point) for name, point in attach.items()},
             "points": [str(point) for point in points],
+            "strict": strict,
             "flags": list(flags),
             "use_cache": use_cache,
         }

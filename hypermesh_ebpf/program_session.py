@@ -35,6 +35,7 @@ class Wanted:
     flags: tuple[str, ...] = ()
     name: str | None = None
     use_cache: bool = True
+    events: bool = True
 
     @property
     def title(self) -> str:
@@ -45,9 +46,11 @@ class Wanted:
 class ProgramSession:
     """Users' programs that run; made by :func:`open_programs`, closed as a context manager."""
 
-    def __init__(self, loader: Loader, sets: Sequence[ProgramSet], title: str) -> None:
-        self._loader, self._sets = loader, sets
-        self.monitor, self._collector = make_view(_name_maps(sets), title)
+    def __init__(
+        self, loader: Loader, sets: Sequence[ProgramSet], title: str, *, events: bool = True
+    ) -> None:
+        self._loader = loader
+        self.monitor, self._collector = make_view(_name_maps(sets), title, events=events)
         self.options: Mapping[str, Any] = {"events": bool(self._collector.rings)}
         self.rings = self._collector.rings
         attached = [each for programs in sets for each in programs.attached()]
@@ -113,7 +116,7 @@ def open_programs(wanted: Wanted, report: Report) -> ProgramSession:
         sets = _load_all(loader, wanted)
         for program, point in _plan(sets, wanted.attach):
             loader.attach(program, point)
-        session = ProgramSession(loader, sets, wanted.title)
+        session = ProgramSession(loader, sets, wanted.title, events=wanted.events)
         undo.pop_all()
         return session
 
@@ -159,6 +162,7 @@ def _load_all(loader: Loader, wanted: Wanted) -> list[ProgramSet]:
             settings=wanted.settings,
             attach=named,
             points=[point for _name, point in wanted.attach],
+            strict=len(sources) == 1,
             flags=wanted.flags,
             use_cache=wanted.use_cache,
         )

@@ -3,8 +3,9 @@
 Requests, beside "do" and "log":
 
 ``load``: {"form": "elf", "c" or "bytecode", "name", "path" or null, "settings": {...},
-    "attach": {program: attach point as text}, "points": [those that have to be there], "flags":
-    [...], "use_cache"}; one descriptor, the source's bytes.
+    "attach": {program: attach point as text}, "points": [those that have to be there], "strict":
+    whether an unknown program is an error, "flags": [...], "use_cache"}; one descriptor, the
+    source's bytes.
 ``attach``: {"point", "pinnable", "program": {...}}; the descriptor of the program if it is loaded,
     else those of its maps, from which it is loaded now.
 ``swap``: {"point", "hold": the place that the guard knows, or null}; the descriptors of the old
@@ -104,7 +105,7 @@ def _make(
         data = clang.compile_object(path, text, request["flags"])
     from hypermesh_ebpf.image import elf
 
-    loaded = elf.load_object(data, name, request["settings"], points)
+    loaded = elf.load_object(data, name, request["settings"], points, strict=request["strict"])
     for fd in [fd for _spec, fd in (*loaded.maps, *loaded.programs) if fd is not None]:
         undo.callback(os.close, fd)
     return loaded

@@ -53,8 +53,8 @@ MAX_MERGED = 256
 """Members of a merged chain, if none has functions of its own (BPF_MAX_SUBPROGS)."""
 
 MAX_WRAPPED = 33
-"""Members of a wrapped chain: a packet is good for 32 tail calls (MAX_TAIL_CALL_CNT; 33 since
-Linux 5.17, except where a member makes some of its own)."""
+"""Members of a wrapped chain: a packet is good for 32 tail calls (MAX_TAIL_CALL_CNT, 33 since
+Linux 5.17), less those that members make themselves."""
 
 # include/linux/license.h, license_is_gpl_compatible()
 _GPL_COMPATIBLE = {
@@ -244,8 +244,9 @@ def _load_link(member: Member, kind: str, array: int, next_slot: int | None) -> 
             assembly = replace(assembly, program=replace(assembly.program, name=NAME))
         return _load(assembly, kind, member.license, [array, *member.maps])
     except _Refused as refused:
-        # Is it refused by itself?  Then that is the error to tell, at the member's own lines.
-        os.close(_load_alone(member, kind))
+        if member.fd is None:
+            # Is it refused by itself?  Then that is the error to tell, at the member's own lines.
+            os.close(_load_alone(member, kind))
         raise _chain_error(member.program.name, kind, refused) from refused
 
 

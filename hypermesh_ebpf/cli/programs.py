@@ -46,6 +46,7 @@ _OWN = (
         metavar="VAR=VALUE",
         help="Set a global variable of the object before it is loaded.",
     ),
+    click.Option(["--no-events"], is_flag=True, help="Leave ring and perf buffers alone."),
     click.Option(["--pin"], is_flag=True, help=_PIN_HELP),
     click.Option(["--name"], help="The set's name for --pin, and on screen (default: the file's)."),
 )
@@ -58,7 +59,7 @@ def _run(**given: Any) -> None:
     from hypermesh_ebpf.program_session import Wanted, open_programs, pin
     from hypermesh_ebpf.run import report, run_programs
 
-    run = read_run_options(given, events=True)
+    run = read_run_options(given, events=not given["no_events"])
     wanted = Wanted(
         files=given["files"],
         attach=tuple(_parse_attach(text) for text in given["attach"]),
@@ -66,6 +67,7 @@ def _run(**given: Any) -> None:
         flags=given.get("flags", ()),
         name=given["name"],
         use_cache=run.use_cache,
+        events=not given["no_events"],
     )
 
     def tell(kind: str, text: str) -> None:

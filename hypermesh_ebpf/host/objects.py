@@ -242,8 +242,8 @@ def _read_each(kind: str, take: Callable[[int, int], None]) -> None:
     for number in ids:
         try:
             fd = info.open_by_id(kind, number)
-        except FileNotFoundError:  # gone since the list was read
-            continue
+        except (FileNotFoundError, BlockingIOError):
+            continue  # gone since the list was read, or (EAGAIN, a link) not quite made yet
         try:
             take(number, fd)
         finally:

@@ -61,13 +61,16 @@ def load_object(
     settings: Mapping[str, str],
     attach: Mapping[str, EbpfAttachType],
     maps: Mapping[str, int] | None = None,
+    *,
+    strict: bool = True,
 ) -> LoadedSource:
     """Load an object's maps and programs; the descriptors are the caller's.
 
     ``settings`` are global variables and their values as text (:mod:`.settings`), ``attach`` the
     attach points of programs by name, where they are known: they decide what the section's name
-    leaves open and the target of fentry, fexit and LSM programs.  ``maps`` are descriptors to take
-    for maps of these names instead of making new ones.
+    leaves open and the target of fentry, fexit and LSM programs.  With ``strict`` a name that no
+    program has is an error.  ``maps`` are descriptors to take for maps of these names instead of
+    making new ones.
 
     A program whose section's name says nothing is left out, with a note, unless ``attach`` tells
     its hook.  A map whose source pins it by name is taken from there, or made and pinned there.
@@ -80,7 +83,7 @@ def load_object(
         try:
             lib = libbpf()
             programs = _Programs(name, list(_each(lib.bpf_object__next_program, handle)))
-            programs.prepare(attach)
+            programs.prepare(attach, strict)
             own_maps = ObjectMaps(
                 name, list(_each(lib.bpf_object__next_map, handle)), _read_btf(handle, name)
             )
@@ -164,7 +167,7 @@ class _Programs:
         self.notes: list[str] = []
         self.points: dict[str, EbpfAttachType] = {}
 
-    def prepare(self, attach: Mapping[str, EbpfAttachType]) -> None:
+    def prepare(self, attach: Mapping[str, EbpfAttachType], strict: bool) -> None:
         """Decide what each program is for, before anything is loaded."""
         names = [self._program_name(program) for program in self._programs]
         if not names:
@@ -173,7 +176,7 @@ class _Programs:
                 "there is no program in it",
                 'give a function a section: SEC("xdp") int NAME(struct xdp_md *ctx) {...}',
             )
-        for name in attach:
+        for name in attach if strict else ():
             if name not in names:
                 raise UsageError(
                     f"attach {name}",

@@ -24,11 +24,11 @@ from hypermesh_ebpf.errors import (
     LoadError,
     MalformedObject,
     MissingBtf,
-    MissingPrivilege,
     PinError,
     Unsupported,
     describe_errno,
 )
+from hypermesh_ebpf.host.security import refusal
 
 _PRINT = ct.CFUNCTYPE(ct.c_int, ct.c_int, ct.c_char_p, ct.c_void_p)
 _WARNING, _DEBUG = 0, 2
@@ -36,9 +36,7 @@ _LIBBPF_ERRNO, _ENDIAN = 4000, 4003
 _ENOTSUPP = 524
 _TELLING_LINES = 4
 
-_PRIVILEGES = (
-    "run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; see `hmebpf check-system`"
-)
+_NEEDS = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
 _VERIFIER_LOG = re.compile(
     r"prog '([^'\n]*)': -- BEGIN PROG LOAD LOG --\n(.*?)-- END PROG LOAD LOG --", re.S
 )
@@ -47,6 +45,8 @@ _EMPTY_WORDS = re.compile(
     r"failed to load object|prog '.*': failed to load: -?\d+|prog '.*': BPF program load failed"
     r"|failed to perform CO-RE relocations|prog '.*': -- BEGIN PROG LOAD LOG"
     r"|failed to init libelf|failed to relocate"
+    # Types are for others to look at: libbpf goes on without, or says what else was wrong.
+    r"|BTF loading error|-- BEGIN BTF LOAD LOG|Error loading \.BTF|.*Retrying without BTF"
 )
 _UNRELOCATED = re.compile(r"^.*failed to resolve CO-RE relocation.*$", re.M)
 _UNKNOWN_HELPER = re.compile(r"^(?:\d+: .*\n)?.*(?:invalid|unknown) func .*#(\d+).*$", re.M)
@@ -106,6 +106,8 @@ def open_error(name: str, number: int, said: list[Line]) -> HmebpfError:
         remedy = 'declare the maps with types, in SEC(".maps"): see `__uint(type, ...)` in libbpf'
     elif "BTF is required" in cause:
         remedy = "compile it with -g: its maps are described by debug information (BTF)"
+    elif "BTF for extern" in cause:
+        remedy = "define it in the source: an object is loaded as it is, not linked with others"
     return MalformedObject(f"open {name}", cause, remedy, details=details)
 
 
@@ -177,7 +179,7 @@ _KNOWN_CAUSES: list[tuple[str, type[HmebpfError], str]] = [
         "check the name of the function with `grep NAME /proc/kallsyms`",
     ),
     (
-        r"extern .*not found|extern .*failed to (?:resolve|find)|failed to resolve extern",
+        r"extern .*not found|extern .*not resolved|failed to resolve extern",
         Unsupported,
         "this kernel lacks it; declare it __weak in the source and test for it",
     ),
@@ -199,7 +201,9 @@ _KNOWN_CAUSES: list[tuple[str, type[HmebpfError], str]] = [
 def _by_errno(what: str, cause: str, number: int, details: str) -> HmebpfError:
     code = _system_errno(number)
     if number in (errno.EPERM, errno.EACCES):
-        return MissingPrivilege(what, cause, _PRIVILEGES, errno=code, details=details)
+        error = refusal(what, OSError(number, ""), _NEEDS, "see `hmebpf check-system`")
+        error.details = details
+        return error
     if number in (errno.EINVAL, _ENOTSUPP, errno.EOPNOTSUPP):
         return Unsupported(
             what,
@@ -245,7 +249,9 @@ def _missing_btf() -> MissingBtf | None:
 def _telling(said: list[Line], number: int) -> str:
     """libbpf's warnings that carry the reason, else the number's meaning."""
     lines = [
-        line.text for line in said if line.level == _WARNING and not _EMPTY_WORDS.match(line.text)
+        line.text.partition("\n")[0]
+        for line in said
+        if line.level == _WARNING and not _EMPTY_WORDS.match(line.text)
     ]
     shown = lines[:_TELLING_LINES]
     cause = "\n  ".join(shown) or _words(number)

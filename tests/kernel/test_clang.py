@@ -12,7 +12,15 @@ import pytest
 
 from hypermesh_ebpf.bpf.btf import ENUM, ENUM64, Btf
 from hypermesh_ebpf.bpf.maps import TypedMap
-from hypermesh_ebpf.errors import CompileError, HmebpfError, MissingDependency
+from hypermesh_ebpf.errors import (
+    CompileError,
+    HmebpfError,
+    LoadError,
+    MalformedObject,
+    MissingDependency,
+    Unsupported,
+    VerifierError,
+)
 from hypermesh_ebpf.image.clang import (
     HEADERS,
     compile_object,
@@ -468,3 +476,77 @@ def test_all_helpers_can_be_named() -> None:
     assert count == 211
     body = f"void use(void *helper);\nstatic void use_all(void)\n{{\n{ALL_HELPERS}}}\n"
     assert compiled(body)
+
+
+# ---- what compiles and cannot be loaded --------------------------------------------------------
+
+
+MAP = (
+    "struct { __uint(type, %s); __uint(max_entries, %s); "
+    "__type(key, __u32); __type(value, __u64); }"
+)
+USE = "__u32 k = 0; bpf_map_lookup_elem(&m, &k); return 2; }"
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "words", "remedy"),
+    [
+        ("int x;", MalformedObject, "there is no program in it", 'SEC("xdp")'),
+        (
+            'extern int gone(int x); SEC("xdp") int f(void *ctx) { return gone(3); }',
+            MalformedObject,
+            "BTF for extern 'gone'",
+            "define it in the source",
+        ),
+        (
+            'extern const int none __ksym; SEC("xdp") int f(void *ctx) { return none; }',
+            Unsupported,
+            "'none': not found in kernel BTF",
+            "__weak",
+        ),
+        (
+            'extern int CONFIG_NONE __kconfig; SEC("xdp") int f(void *ctx) { return CONFIG_NONE; }',
+            Unsupported,
+            "'CONFIG_NONE' (strong): not resolved",
+            "__weak",
+        ),
+        (
+            'static long (*h)(void) = (void *)9999; SEC("xdp") int f(void *ctx) { return h(); }',
+            VerifierError,
+            "this kernel has no such helper",
+            "newer kernel",
+        ),
+        (
+            f'{MAP % ("999", "4")} m SEC(".maps"); SEC("xdp") int f(void *ctx) {{ {USE}',
+            Unsupported,
+            "map 'm': failed to create: Invalid argument",
+            "does not know it",
+        ),
+        (
+            f'{MAP % ("2", "4000000000")} m SEC(".maps"); SEC("xdp") int f(void *ctx) {{ {USE}',
+            LoadError,
+            "map 'm': failed to create: ",
+            "",
+        ),
+        (
+            'struct old { int a, b, c, d; }; struct old SEC("maps") m = {1, 4, 8, 9};'
+            f'SEC("xdp") int f(void *ctx) {{ {USE}',
+            MalformedObject,
+            "legacy map definitions in 'maps' section",
+            '".maps"',
+        ),
+        (
+            'int x; SEC("xdp") int f(void *ctx) { for (;;) x++; return 2; }',
+            VerifierError,
+            "infinite loop",
+            "",
+        ),
+    ],
+)
+def test_errors_at_load(body: str, error: type[HmebpfError], words: str, remedy: str) -> None:
+    with pytest.raises(HmebpfError) as caught:
+        run_xdp(compiled(body + "\n"))
+    assert type(caught.value) is error, caught.value
+    assert words in str(caught.value)
+    assert remedy in (caught.value.remedy or "")
+    assert len(str(caught.value).splitlines()) <= 8  # the rest is in the details

@@ -14,7 +14,6 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf.libbpf import check, libbpf
 from hypermesh_ebpf.bpf.programs import create_map
 from hypermesh_ebpf.bpf.spec import MapSpec
+from hypermesh_ebpf.host.objects import read_objects
 from tests.compiler import map_id
 from tests.counting import XDP_PASS, Counter
 from tests.netns import Namespace, needs_namespaces
@@ -54,13 +54,13 @@ def loopback() -> Iterator[tuple[Namespace, int]]:
 
 
 def cli(ns: Namespace, *words: str) -> subprocess.CompletedProcess[str]:
-    return ns.run(*COMMAND, *words, check=False, cwd=ROOT)
+    done = ns.run(*COMMAND, *words, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def document(ns: Namespace, *words: str) -> Any:
-    done = cli(ns, "list", *words, "-o", "json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(cli(ns, "list", *words, "-o", "json").stdout)
 
 
 @needs_namespaces
@@ -320,22 +320,28 @@ def test_dump_of_a_large_map_can_be_limited() -> None:
 
 def test_list_runs_while_programs_come_and_go() -> None:
     """What is gone between two looks is left out, and is no error."""
-    code = (
-        "import os, sys; from tests.programs import load_program\n"
-        "print('ready', flush=True)\n"
-        "while True: os.close(load_program('hm_fleeting'))\n"
-    )
+    code = """
+import os
+from hypermesh_ebpf.bpf.libbpf import check, libbpf
+from hypermesh_ebpf.bpf.programs import create_map
+from hypermesh_ebpf.bpf.spec import MapSpec
+from tests.programs import load_program
+print("ready", flush=True)
+while True:
+    made = [load_program("hm_fleeting", 17), create_map(MapSpec("x", 18, 4, 4, 8, 0, None, None))]
+    made.append(check(libbpf().bpf_raw_tracepoint_open(b"sched_process_exec", made[0])))
+    for fd in made:
+        os.close(fd)
+"""
     churn = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     try:
         assert churn.stdout is not None
         churn.stdout.readline()
-        for _ in range(5):
-            done = run_cli("list", "-o", "json")
-            assert done.returncode == 0, done.stderr
-            json.loads(done.stdout)
-            time.sleep(0.01)
+        for _ in range(60):
+            read_objects()
+        json.loads(run_cli("list", "-o", "json").stdout)
     finally:
         churn.kill()
         churn.wait()

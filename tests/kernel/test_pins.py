@@ -415,6 +415,24 @@ def test_detach_a_perf_event() -> None:
         monitor.finish()
 
 
+def test_unload_tells_what_stays_attached(bpffs: Bpffs, counter: Counter) -> None:
+    """What netlink attached is held by nothing that a pin's end would close."""
+    point = parse("xdp:lo")
+    with Namespace() as ns:
+        fd, number = counter.load(point, returns=XDP_PASS, name="hm_stays")
+        with ns.entered():
+            attach(point, fd, number, lambda hold: None)
+        pinned = bpffs.hmebpf("pin", f"prog:{number}", "stays", net=ns.path)
+        assert "note: xdp:lo,mode=generic is no link: it does not depend on the pin" in (
+            pinned.stderr
+        )
+        done = bpffs.hmebpf("unload", "stays", net=ns.path)
+        assert done.returncode == 0
+        assert "take it off with `hmebpf detach xdp:lo,mode=generic --force`" in done.stderr
+        done = ns_cli(ns, "detach", "xdp:lo,mode=generic", "--force")
+        assert done.returncode == 0, done.stderr
+
+
 def test_detach_what_only_its_descriptor_ends(counter: Counter) -> None:
     point = parse("raw_tracepoint:sched_process_exec")
     fd, number = counter.load(point, name="hm_held")
