@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Count four network system calls at once, with one object of four tracepoint programs.
 
-    scripts/build-objects
-    sudo .venv/bin/python examples/network_tracepoints.py 10
+scripts/build-objects
+sudo .venv/bin/python examples/network_tracepoints.py 10
 """
 
 import sys

@@ -34,6 +34,7 @@ from hypermesh_ebpf.errors import (
     AlreadyAttached,
     HmebpfError,
     NotAttached,
+    TargetGone,
     UsageError,
     WorkerError,
 )
@@ -42,6 +43,7 @@ from hypermesh_ebpf.program_set import (
     Program,
     ProgramSet,
     Source,
+    is_made_for,
     tell_program,
     unpack_set,
 )
@@ -95,6 +97,7 @@ class Loader:
         self._worker: Worker | None = None
         self._worker_netns = 0
         self._guards: dict[int, Guard] = {}
+        self._namespaces: dict[int, int] = {}  # descriptors, by inode
         self._sets: list[ProgramSet] = []
         self._places: dict[tuple[str | int, ...], Composition] = {}
 
@@ -169,13 +172,20 @@ class Loader:
         AttachError, VerifierError.
         """
         with self._lock:
-            if any(each.point == point for each in program.attached):
+            place = _place(point)
+            if any(each.point == point or place == each.place != () for each in program.attached):
                 raise AlreadyAttached(
                     f"attach {program.spec.name} to {point}",
                     "it is attached there already",
                     "detach it first, or load the program once more",
                 )
-            here = self._places.get(_place(point))
+            if program.attached and not is_made_for(program, point):
+                raise AlreadyAttached(
+                    f"attach {program.spec.name} to {point}",
+                    f"it is attached to {program.attached[0].point}, as another type of program",
+                    "detach it first, or load the program once more",
+                )
+            here = self._places.get(place)
             if here is None:
                 attached = self._attach_first(program, point, pinnable)
             else:
@@ -208,6 +218,12 @@ class Loader:
         with self._lock:
             here = self._places.get(_place(point))
             return list(here.members) if here else []
+
+    def is_composed(self, program: Program) -> bool:
+        """Whether it runs together with others, so that the kernel counts its runs with theirs."""
+        with self._lock:
+            places = [self._places[each.place] for each in program.attached if each.place]
+            return any(len(here.members) > 1 for here in places)
 
     def reorder(self, point: EbpfAttachType, programs: Sequence[Program]) -> None:
         """Run the programs of a place in another order, in one step.
@@ -251,6 +267,8 @@ class Loader:
             sets, self._sets = self._sets, []
             for programs in sets:
                 undo.callback(close_all, programs.descriptors())
+            undo.callback(close_all, list(self._namespaces.values()))
+            self._namespaces.clear()
             for here in self._places.values():
                 if here.chain is not None:
                     undo.callback(close_chain, here.chain)
@@ -285,19 +303,26 @@ class Loader:
         *,
         hold: HoldCallback = _refuse_to_hold,
         silence: float = _SILENCE_SECONDS,
+        netns: int | None = None,
     ) -> Answer:
-        """The worker's answer; one that had ended by itself, or is elsewhere, is replaced."""
+        """The worker's answer; one that had ended, or is in another namespace, is replaced.
+
+        ``netns`` is the network namespace of what was attached before, if this thread's is another.
+        """
         with self._lock:
-            netns = _network_namespace()
+            here = _network_namespace()
+            netns = netns or here
             worker = self._worker
             if worker is not None and not (worker.is_alive and self._worker_netns == netns):
                 worker.close()
                 self._worker = None
             while True:
+                elsewhere = [] if self._worker or netns == here else [self._namespaces[netns]]
                 worker = self._worker or Worker()
                 self._worker, self._worker_netns = None, netns  # whoever failed is not asked again
+                asked = {**request, "log": log.level(), "elsewhere": bool(elsewhere)}
                 try:
-                    worker.ask({**request, "log": log.level()}, descriptors)
+                    worker.ask(asked, [*elsewhere, *descriptors])
                     answer = worker.result(hold, self._report, silence)
                 except WorkerLeft:
                     worker.close()
@@ -331,6 +356,8 @@ class Loader:
         place = _place(point)
         attached = Attached(point, answer["hook"], tuple(attachments), place, netns)
         if place:
+            if netns not in self._namespaces:
+                self._namespaces[netns] = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
             self._places[place] = Composition([program], attached, held[-1] if held else None)
         return attached
 
@@ -357,12 +384,14 @@ class Loader:
                 "point": str(point),
                 "hold": asdict(old_held) if old_held else None,
             }
-            self._ask(request, [old_head, new.head, *here.attached.descriptors])
-        except BaseException:
-            self._drop(new.held, netns)
-            if chain is not None:
-                close_chain(chain)
-            raise
+            self._ask(request, [old_head, new.head, *here.attached.descriptors], netns=netns)
+        except BaseException as error:
+            # A worker that died may have swapped before: then the new one runs, and is held.
+            if not (isinstance(error, WorkerError) and _is_there(new.held)):
+                self._drop(new.held, netns)
+                if chain is not None:
+                    close_chain(chain)
+                raise
         here.members, here.held, here.chain = members, new.held, chain
         self._drop(old_held, netns)
         if old_chain is not None:
@@ -370,7 +399,7 @@ class Loader:
 
     def _load_now(self, program: Program, point: EbpfAttachType) -> None:
         """A member of a chain has its type by now."""
-        if program.fd is None:
+        if program.fd is None or not is_made_for(program, point):
             maps = [fd for _spec, fd in program.owner.maps]
             fd = load_program(program.spec, point.kind, program.owner.license, maps)
             info = read_program_info(fd)
@@ -410,6 +439,17 @@ class Loader:
             for line in ledger.sweep():
                 self._report("note", line)
         return self._guards[netns]
+
+
+def _is_there(hold: Hold | None) -> bool:
+    """Whether a program is attached where it is held to be."""
+    if hold is None:
+        return False
+    try:
+        require_attached(hold)
+    except TargetGone:
+        return False
+    return True
 
 
 def _network_namespace() -> int:

@@ -237,7 +237,7 @@ class EbpfAbstraction:
         attached = [each for each in loaded.programs.programs if each.attached]
         if not attached:
             raise _not_attached("read", loaded.programs)
-        values, left_out = _read_values(loaded, attached)
+        values, left_out = self._read_values(loaded, attached)
         with self._lock:
             metrics = EbpfMetrics(
                 name=loaded.programs.name,
@@ -293,10 +293,13 @@ class EbpfAbstraction:
 
     def close(self) -> None:
         """Unload everything.  Raises DetachError."""
-        with ExitStack() as undo:
+        with self._lock, ExitStack() as undo:
+            loaded, self._loaded = self._loaded, {}
+            self._unloaded |= set(loaded)
+            for each in loaded.values():
+                if each.stats_fd is not None:
+                    undo.callback(os.close, each.stats_fd)
             undo.callback(self._loader.close)
-            for handle in list(self._loaded):
-                undo.callback(self.unload_ebpf_program, handle)
 
     def __enter__(self) -> EbpfAbstraction:
         return self
@@ -315,6 +318,23 @@ class EbpfAbstraction:
                 return self._loaded[handle]
             except (KeyError, TypeError):
                 raise _invalid(handle, verb) from None
+
+    def _read_values(
+        self, loaded: _Loaded, attached: Sequence[Program]
+    ) -> tuple[dict[str, float | int | None], int | None]:
+        """Every number, and how many entries were not read (None: an unknown number)."""
+        from hypermesh_ebpf.bpf.maps import TypedMap, read_numbers
+
+        programs = loaded.programs
+        if programs.maps:
+            numbers, left_out = read_numbers(
+                [TypedMap(spec, fd) for spec, fd in programs.maps], MOST_ENTRIES
+            )
+            return {**numbers}, left_out
+        if loaded.stats_fd is None or any(self._loader.is_composed(each) for each in attached):
+            return {"probe_hits": None}, 0
+        runs = [read_program_info(each.fd).run_count for each in attached if each.fd is not None]
+        return {"probe_hits": sum(runs)}, 0
 
     def _wanted(
         self, programs: ProgramSet, attach_type: EbpfAttachType | str | None, name: str | None
@@ -351,24 +371,6 @@ def _switch_statistics_on() -> int | None:
         return check(libbpf().bpf_enable_stats(_STATS_RUN_TIME))
     except OSError:
         return None
-
-
-def _read_values(
-    loaded: _Loaded, attached: Sequence[Program]
-) -> tuple[dict[str, float | int | None], int | None]:
-    """Every number, and how many entries were not read (None: an unknown number)."""
-    from hypermesh_ebpf.bpf.maps import TypedMap, read_numbers
-
-    programs = loaded.programs
-    if programs.maps:
-        numbers, left_out = read_numbers(
-            [TypedMap(spec, fd) for spec, fd in programs.maps], MOST_ENTRIES
-        )
-        return {**numbers}, left_out
-    if loaded.stats_fd is None:
-        return {"probe_hits": None}, 0
-    runs = [read_program_info(each.fd).run_count for each in attached if each.fd is not None]
-    return {"probe_hits": sum(runs)}, 0
 
 
 def _metric_type(loaded: _Loaded, values: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hypermesh_ebpf.attach_type import EbpfAttachType
+from hypermesh_ebpf.bpf.programs import program_type
 from hypermesh_ebpf.bpf.spec import MapSpec, ProgramSpec, pack_program, unpack_program
 from hypermesh_ebpf.errors import InvalidProgram, UsageError
 
@@ -173,6 +174,14 @@ def _fits(spec: ProgramSpec, point: EbpfAttachType) -> bool:
     if spec.kind is None or spec.kind == point.kind:
         return True
     return any({spec.kind, point.kind} <= kinds for kinds in _ALIKE)
+
+
+def is_made_for(program: Program, point: EbpfAttachType) -> bool:
+    """Whether the loaded program is of the type that the place wants."""
+    own = program.made_for or program.spec.attach or program.spec.kind
+    if isinstance(own, str) and ":" in own:
+        own = EbpfAttachType.parse(own)
+    return own is not None and program_type(own) == program_type(point)
 
 
 def tell_program(program: Program) -> tuple[dict[str, Any], list[int]]:

@@ -111,6 +111,7 @@ class Opening:
         request = {
             "do": "monitor",
             "log": log.level(),
+            "elsewhere": False,
             "monitor": monitor.name,
             "options": options,
             "rung": rung,

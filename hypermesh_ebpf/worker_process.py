@@ -1,8 +1,9 @@
 """The worker: what is heavy or dangerous, in a process that does not live long.
 
 It serves one request after another from its parent and ends when nobody asked for
-:data:`_IDLE_SECONDS`.  A request is one message with "do" and "log" (the level that the parent
-listens to, 0 for none); :mod:`worker_monitor` and :mod:`worker_programs` say what else is in it::
+:data:`_IDLE_SECONDS`.  A request is one message with "do", "log" (the level that the parent listens
+to, 0 for none) and "elsewhere" (the first descriptor is a network namespace to be in);
+:mod:`worker_monitor` and :mod:`worker_programs` say what else is in it::
 
     {"do": "monitor", ...}   choose the rung, build, load and attach a bundled monitor
     {"do": "load", ...}      a user's own source becomes maps and programs
@@ -24,9 +25,10 @@ from typing import Any
 
 from hypermesh_ebpf import log
 from hypermesh_ebpf.channel import LEFT_ALONE, Channel
-from hypermesh_ebpf.errors import HmebpfError, from_dict
+from hypermesh_ebpf.errors import HmebpfError, MissingPrivilege, describe_errno, from_dict
 
 _IDLE_SECONDS = 3.0
+_CLONE_NEWNET = 0x40000000
 
 
 def main(channel_fd: int, parent: int) -> None:
@@ -96,6 +98,9 @@ class Talk:
 
 
 def _serve(talk: Talk, request: dict[str, Any], descriptors: list[int]) -> None:
+    if request["elsewhere"]:
+        _enter_network_namespace(descriptors[0])
+        descriptors = descriptors[1:]
     if request["log"] and not log.level():
         log.send_to(talk.log, request["log"])
     if request["do"] == "monitor":
@@ -106,3 +111,18 @@ def _serve(talk: Talk, request: dict[str, Any], descriptors: list[int]) -> None:
         from hypermesh_ebpf import worker_programs
 
         worker_programs.SERVERS[request["do"]](talk, request, descriptors)
+
+
+def _enter_network_namespace(fd: int) -> None:
+    """setns(2), for this process alone."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(fd, _CLONE_NEWNET):
+        number = ctypes.get_errno()
+        raise MissingPrivilege(
+            "enter the network namespace in which a program was attached",
+            describe_errno(number),
+            "call it in that namespace, or run it as root",
+            errno=number,
+        )

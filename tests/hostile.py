@@ -59,7 +59,7 @@ def main() -> None:
     from hypermesh_ebpf.image import elf
 
     folder, seed, first, count = Path(sys.argv[1]), *(int(word) for word in sys.argv[2:5])
-    elf.limit_resources(seconds=60, megabytes=2048)
+    elf.SECONDS = 60
     for number, data in cases(folder, seed, first, count):
         print(number, end=" ", flush=True)
         try:

@@ -1,4 +1,4 @@
-"""What the kernel tells of its own BPF objects: programs, maps, links, BTF, one descriptor each.
+"""What the kernel tells of its own BPF objects: programs, maps, links, BTF.
 
 Ids come from BPF_*_GET_NEXT_ID, facts from BPF_OBJ_GET_INFO_BY_FD (include/uapi/linux/bpf.h).  An
 older kernel knows shorter structures and says how much it wrote: what it did not write is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes as ct
 import errno
 import os
+import re
 import struct
 import threading
 from collections.abc import Sequence
@@ -75,6 +76,12 @@ class ProgramInfo:
     run_time_ns: int
 
 
+def kernel_name(name: str) -> bytes:
+    """A name as the kernel takes it: 15 characters of which others than these are refused
+    (bpf_obj_name_cpy() in kernel/bpf/syscall.c)."""
+    return re.sub(r"[^A-Za-z0-9_.]", "_", name).encode()[:15]
+
+
 def create_map(spec: MapSpec, inner_fd: int = 0) -> int:
     """Make a map; its descriptor.  ``inner_fd`` is the pattern for those in a map of maps.
 
@@ -89,7 +96,7 @@ def create_map(spec: MapSpec, inner_fd: int = 0) -> int:
         return check(
             libbpf().bpf_map_create(
                 spec.type,
-                spec.name.encode()[:15],
+                kernel_name(spec.name),
                 spec.key_size,
                 spec.value_size,
                 spec.max_entries,
@@ -232,7 +239,7 @@ def _load(
     return check(
         libbpf().bpf_prog_load(
             type_,
-            spec.name.encode()[:15],
+            kernel_name(spec.name),
             license.encode(),
             ct.addressof(buffer),
             len(code) // 8,

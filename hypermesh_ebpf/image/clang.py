@@ -94,11 +94,11 @@ def compiler_flags(path: Path, text: str) -> list[str]:
     if re.search(r"\bvmlinux\.h\b", text):
         from hypermesh_ebpf.image.headers import vmlinux_header
 
-        # Behind the source's own folder: who ships a vmlinux.h means that one.
-        flags.append(f"-I{vmlinux_header().parent}")
+        flags.append(f"-isystem{vmlinux_header().parent}")
     # <asm/types.h> is in the architecture's own folder, which -target bpf does not know.
     multiarch = Path("/usr/include") / f"{machine}-linux-gnu"
-    return [*flags, f"-idirafter{HEADERS}", f"-idirafter{multiarch}"]
+    # -isystem: behind every -I, the user's too, and before a libbpf-dev that is installed.
+    return [*flags, f"-isystem{HEADERS}", f"-idirafter{multiarch}"]
 
 
 def find_clang() -> str:

@@ -14,7 +14,7 @@ import fcntl
 import os
 import resource
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from hypermesh_ebpf.attach_type import EbpfAttachType
@@ -35,10 +35,13 @@ from hypermesh_ebpf.image.elf_file import check_object, is_elf, read_sections
 from hypermesh_ebpf.image.elf_maps import ObjectMaps, read_program_arrays
 from hypermesh_ebpf.image.image import LoadedSource
 
-__all__ = ["check_object", "is_elf", "limit_resources", "load_object"]
+__all__ = ["SECONDS", "check_object", "is_elf", "load_object"]
 
 _INSTRUCTION = 8
-_MEGABYTE = 1 << 20
+_ADDRESS_SPACE = 8 << 30
+
+SECONDS = 300
+"""CPU time that loading one object may take; a large one in an emulated machine needs a minute."""
 
 
 class _OpenOpts(ct.Structure):
@@ -79,7 +82,7 @@ def load_object(
     MissingBtf, HookUnsupported, Unsupported, MissingPrivilege, PinError, LoadError.
     """
     license_ = _read_license(data)
-    with elf_errors.listen() as said, _open(data, name, said) as handle:
+    with _limited_resources(), elf_errors.listen() as said, _open(data, name, said) as handle:
         try:
             lib = libbpf()
             programs = _Programs(name, list(_each(lib.bpf_object__next_program, handle)))
@@ -100,15 +103,26 @@ def load_object(
         return _hand_over(name, license_, made, specs, notes)
 
 
-def limit_resources(seconds: int = 120, megabytes: int = 4096) -> None:
-    """Bound what a hostile object can make this process use: CPU time and address space.
+@contextmanager
+def _limited_resources() -> Iterator[None]:
+    """Bound what a hostile object can make libbpf use: CPU time and address space.
 
-    For the worker, before it opens what it does not trust; the kernel ends a process that goes on.
+    The kernel ends a process that goes on for longer (SIGXCPU); lower limits stay.
     """
-    with suppress(ValueError, OSError):  # a lower limit is set already
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (megabytes * _MEGABYTE, megabytes * _MEGABYTE))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limits = {
+        resource.RLIMIT_CPU: int(used.ru_utime + used.ru_stime) + SECONDS,
+        resource.RLIMIT_AS: _ADDRESS_SPACE,
+    }
+    before = {kind: resource.getrlimit(kind) for kind in limits}
+    for kind, (soft, hard) in before.items():
+        lowest = min(each for each in (soft, hard, limits[kind]) if each != resource.RLIM_INFINITY)
+        resource.setrlimit(kind, (lowest, hard))
+    try:
+        yield
+    finally:
+        for kind, both in before.items():
+            resource.setrlimit(kind, both)
 
 
 def _read_license(data: bytes) -> str:

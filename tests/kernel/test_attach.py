@@ -294,7 +294,7 @@ def test_samples_of_the_cpu_clock_follow_the_cpu_time(counter: Counter) -> None:
         pass
     sampled = counter.read()
     close_attachments(made.descriptors)
-    assert 250 < sampled < 1000  # one each millisecond of 500; machines in machines lose some
+    assert 20 < sampled < 1000  # one each millisecond of 500; emulated machines lose most
 
 
 def test_every_cpu_is_sampled_and_one_if_asked(counter: Counter) -> None:

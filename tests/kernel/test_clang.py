@@ -123,6 +123,18 @@ def test_users_own_vmlinux_h_comes_first(tmp_path: Path) -> None:
     assert "the user's own" in str(caught.value)
 
 
+def test_users_vmlinux_h_by_flag_comes_before_ours(tmp_path: Path) -> None:
+    (tmp_path / "vmlinux.h").write_text("#error the user's own\n")
+    assert "the user's own" in str(refusal("", f"-I{tmp_path}"))
+
+
+def test_ours_come_before_those_of_the_system(tmp_path: Path) -> None:
+    """As libbpf-dev's would be in /usr/include."""
+    (tmp_path / "bpf").mkdir()
+    (tmp_path / "bpf/bpf_helpers.h").write_text("#error the system's\n")
+    assert compiled("int x;\n", f"-isystem{tmp_path}")
+
+
 def test_user_space_headers_of_the_kernel() -> None:
     """<linux/bpf.h> in the place of vmlinux.h, where linux-libc-dev is installed."""
     if not Path("/usr/include/linux/bpf.h").exists():
@@ -261,7 +273,7 @@ def test_every_header_compiles_alone_and_with_all_others() -> None:
     together = "".join(f"#include <bpf/{name}>\n" for name in names)
     for includes in [*(f"#include <bpf/{name}>\n" for name in names), together]:
         text = f'#include "vmlinux.h"\n{includes}int x;\n'
-        assert compile_object(Path("headers.c"), text, ["-Werror"])
+        assert compile_object(Path("headers.c"), text, ["-Werror", "-Wsystem-headers"])
 
 
 CORE = HEAD + "#include <bpf/bpf_core_read.h>\n#include <bpf/bpf_tracing.h>\n"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -549,6 +551,37 @@ def test_damaged_objects_end_in_an_error_or_load(tmp_path: Path) -> None:
     words = set(ends.values())
     assert {"loaded", "MalformedObject", "VerifierError"} <= words
     assert sum(word == "crash" for word in ends.values()) < COUNT // 20
+
+
+ENDLESS = """
+import sys
+from pathlib import Path
+from hypermesh_ebpf.image import elf
+class Settings(dict):
+    def items(self):
+        while True: pass
+elf.SECONDS = 1
+elf.load_object(Path(sys.argv[1]).read_bytes(), "x.o", Settings(x="1"), {})
+"""
+
+
+def test_loading_cannot_go_on_for_ever() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDLESS, str(object_path("globals"))],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=_PATIENCE,
+    )
+    assert done.returncode == -signal.SIGXCPU
+
+
+def test_limits_are_as_before_afterwards() -> None:
+    kinds = (resource.RLIMIT_CPU, resource.RLIMIT_AS)
+    before = [resource.getrlimit(kind) for kind in kinds]
+    with load(object_path("xdp")):
+        assert [resource.getrlimit(kind) for kind in kinds] == before
+    refusal(object_path("refused"))
+    assert [resource.getrlimit(kind) for kind in kinds] == before
 
 
 def test_damage_is_the_same_for_the_same_seed(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import pytest
 
 from hypermesh_ebpf.attach import attach
 from hypermesh_ebpf.attach_type import EbpfAttachType
+from hypermesh_ebpf.bpf import chain as chain_module
 from hypermesh_ebpf.bpf import info, link_info
 from hypermesh_ebpf.bpf.btf import Btf
 from hypermesh_ebpf.bpf.chain import Member, load_chain
@@ -29,7 +30,7 @@ from hypermesh_ebpf.bpf.libbpf import ProgLoadOpts, check, libbpf
 from hypermesh_ebpf.bpf.programs import create_map
 from hypermesh_ebpf.bpf.spec import MapSpec, ProgramSpec
 from hypermesh_ebpf.errors import HookUnsupported, Unsupported
-from hypermesh_ebpf.host import filesystems, holders
+from hypermesh_ebpf.host import chains, filesystems, holders
 from hypermesh_ebpf.host.hooks import probe_hook, require_hook
 from hypermesh_ebpf.host.objects import Objects, Program, read_objects
 from tests.compiler import map_id
@@ -228,6 +229,7 @@ def test_whole_name_where_the_kernel_cuts_it() -> None:
 
 def test_members_of_a_chain() -> None:
     """Read off the program itself: nobody had to write them down."""
+    assert chains.NAME == chain_module.NAME
     members = [returning(2, name) for name in ("first", "second", "third")]
     chain = load_chain(members, "xdp")
     try:

@@ -204,6 +204,60 @@ def test_two_programs_on_one_interface(os_: EbpfAbstraction) -> None:
         assert not attached(ns)
 
 
+def test_one_place_by_two_names_is_one_place(os_: EbpfAbstraction) -> None:
+    """Options do not make another interface of it."""
+    with Namespace() as ns, ns.entered():
+        one, two = (os_.load_ebpf_program(RETURN_2, name="my-prog.bin") for _ in range(2))
+        os_.attach_ebpf_monitor(one, "xdp:lo")
+        with pytest.raises(AlreadyAttached):
+            os_.attach_ebpf_monitor(one, "xdp:lo,mode=generic")
+        os_.attach_ebpf_monitor(two, "xdp:lo,mode=generic")
+        os_.detach_ebpf_monitor(one)
+        (program,) = [each for each in os_.list_programs() if each.attached]
+        assert program.handle == two
+        assert attached(ns) == {program.id}
+
+
+def test_a_program_is_of_one_type_at_a_time(os_: EbpfAbstraction) -> None:
+    with Namespace() as ns, ns.entered():
+        handle, other = (os_.load_ebpf_program(RETURN_2) for _ in range(2))
+        os_.attach_ebpf_monitor(other, "xdp:lo")
+        os_.attach_ebpf_monitor(handle, EXECVE)
+        with pytest.raises(AlreadyAttached, match="another type of program"):
+            os_.attach_ebpf_monitor(handle, "xdp:lo")
+        os_.detach_ebpf_monitor(handle)
+        os_.attach_ebpf_monitor(handle, "xdp:lo")  # loaded anew
+        os_.detach_ebpf_monitor(other)
+        assert os_.read_ebpf_metrics(handle).values == {"probe_hits": 0}
+        ping(ns, 4)
+        assert os_.read_ebpf_metrics(handle).values == {"probe_hits": 8}
+
+
+def test_runs_in_a_chain_are_unknown(os_: EbpfAbstraction) -> None:
+    """The kernel counts the chain's, not the member's: unknown is None, never 0."""
+    with Namespace() as ns, ns.entered():
+        one, two = (os_.load_ebpf_program(RETURN_2) for _ in range(2))
+        os_.attach_ebpf_monitor(one, "xdp:lo")
+        os_.attach_ebpf_monitor(two, "xdp:lo")
+        ping(ns, 3)
+        assert os_.read_ebpf_metrics(one).values == {"probe_hits": None}
+
+
+def test_a_chain_is_changed_from_another_network_namespace(os_: EbpfAbstraction) -> None:
+    """A thread that is elsewhere by now takes off what it attached in a namespace."""
+    with Namespace() as ns:
+        with ns.entered():
+            one, two = (os_.load_ebpf_program(RETURN_2) for _ in range(2))
+            os_.attach_ebpf_monitor(one, "xdp:lo")
+            os_.attach_ebpf_monitor(two, "xdp:lo")
+        (before,) = attached(ns)
+        os_.unload_ebpf_program(one)
+        (program,) = os_.list_programs()
+        assert attached(ns) == {program.id} != {before}
+        os_.unload_ebpf_program(two)
+        assert not attached(ns)
+
+
 def test_members_are_named_exactly_to_reorder(os_: EbpfAbstraction) -> None:
     with Namespace() as ns, ns.entered():
         one, two = (os_.load_ebpf_program(RETURN_2) for _ in range(2))

@@ -273,7 +273,7 @@ def ask(request: dict[str, Any]) -> Worker:
 
 
 def test_worker_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = {"do": "load", "log": 0}
+    request = {"do": "load", "log": 0, "elsewhere": False}
     before = state_of_this_process()
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with pytest.raises(WorkerError, match=r"start the worker .*No such file") as caught:
@@ -300,8 +300,9 @@ def test_worker_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_worker_that_fails_by_a_bug_is_an_error_with_its_last_words() -> None:
     """A traceback in the worker is details; the last line of it the cause."""
-    request = {"do": "monitor", "log": 0, "monitor": "no-such", "options": {}, "rung": None}
-    with ask({**request, "use_cache": True}) as worker, pytest.raises(WorkerError) as caught:
+    request = {"do": "monitor", "log": 0, "elsewhere": False, "monitor": "no-such"}
+    request |= {"options": {}, "rung": None, "use_cache": True}
+    with ask(request) as worker, pytest.raises(WorkerError) as caught:
         worker.result(lambda *hold: None, lambda kind, text: None)
     assert str(caught.value) == (
         "load in the worker process: it ended with status 1 (KeyError: 'no-such')"
