@@ -38,6 +38,7 @@ from hypermesh_ebpf.errors import (
     UsageError,
     WorkerError,
 )
+from hypermesh_ebpf.host.mark import mark_process
 from hypermesh_ebpf.program_set import (
     Attached,
     Program,
@@ -96,6 +97,7 @@ class Loader:
         self._lock = threading.RLock()
         self._worker: Worker | None = None
         self._worker_netns = 0
+        self._mark = mark_process()
         self._guards: dict[int, Guard] = {}
         self._namespaces: dict[int, int] = {}  # descriptors, by inode
         self._sets: list[ProgramSet] = []
@@ -225,6 +227,11 @@ class Loader:
             places = [self._places[each.place] for each in program.attached if each.place]
             return any(len(here.members) > 1 for here in places)
 
+    def chains(self) -> list[Chain]:
+        """What the kernel runs at the places that have several programs."""
+        with self._lock:
+            return [here.chain for here in self._places.values() if here.chain is not None]
+
     def reorder(self, point: EbpfAttachType, programs: Sequence[Program]) -> None:
         """Run the programs of a place in another order, in one step.
 
@@ -267,6 +274,9 @@ class Loader:
             sets, self._sets = self._sets, []
             for programs in sets:
                 undo.callback(close_all, programs.descriptors())
+            if self._mark >= 0:
+                undo.callback(os.close, self._mark)
+                self._mark = -1
             undo.callback(close_all, list(self._namespaces.values()))
             self._namespaces.clear()
             for here in self._places.values():

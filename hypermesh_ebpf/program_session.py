@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from hypermesh_ebpf.attach_type import EbpfAttachType
+from hypermesh_ebpf.bpf.chain import NAME as CHAIN
 from hypermesh_ebpf.bpf.spec import MapSpec
 from hypermesh_ebpf.errors import UsageError
 from hypermesh_ebpf.guard import Guard
@@ -138,6 +139,8 @@ def pin(wanted: Wanted, report: Report) -> list[str]:
             attached = loader.attach(program, point, pinnable=True)
             links += [(program.spec.name, fd) for fd in attached.descriptors]
             hooks.append(attached.hook)
+        # One link holds a chain, and the programs that it goes on with are in its program array.
+        links = list({fd: (name, fd) for name, fd in reversed(links)}.values())
         programs = {
             program.spec.name: program.fd
             for programs in sets
@@ -145,6 +148,9 @@ def pin(wanted: Wanted, report: Report) -> list[str]:
             if program.fd is not None
         }
         maps = {spec.name: fd for spec, fd in _name_maps(sets)}
+        for number, chain in enumerate(loader.chains()):
+            programs[f"{CHAIN}_{number}"] = chain.head_fd
+            maps |= {f"{CHAIN}_{number}_{n}": fd for n, fd in enumerate(chain.descriptors[1:])}
         path = pins.pin_set(name, programs, maps, links)
     return [
         f"pinned {name} at {path}: {', '.join(hooks)}",

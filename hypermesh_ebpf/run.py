@@ -47,10 +47,16 @@ class RunOptions:
 class Watched(Protocol):
     """What a run needs of a session."""
 
-    monitor: Monitor
-    options: Options
-    target: str | list[str]
     start: Start
+
+    @property
+    def monitor(self) -> Monitor: ...
+
+    @property
+    def options(self) -> Options: ...
+
+    @property
+    def target(self) -> str | list[str]: ...
 
     @property
     def rings(self) -> Sequence[HasFileno]:

@@ -9,6 +9,7 @@ descriptors (closing the last copy detaches and frees), the ring buffers' mappin
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from hypermesh_ebpf.bpf.maps import Map
 from hypermesh_ebpf.bpf.programs import close_all, close_attachments
 from hypermesh_ebpf.bpf.ring import RingBuffer
 from hypermesh_ebpf.errors import UsageError
+from hypermesh_ebpf.host.mark import mark_process
 from hypermesh_ebpf.metrics.rates import Rates
 from hypermesh_ebpf.metrics.sample import Event, Loss, Sample, Start
 from hypermesh_ebpf.monitors.declaration import Monitor, Option, Options
@@ -149,6 +151,7 @@ class Opening:
             undo.callback(close_all, loaded.descriptors())
             undo.callback(close_attachments, loaded.attachments())
             self._worker.close()
+            undo.callback(os.close, mark_process())
             session = Session(self._monitor, self._options, loaded, self._guard)
             session._stack.push(undo.pop_all().__exit__)
             return session

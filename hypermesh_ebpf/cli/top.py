@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, cast
+from typing import Any
 
 import click
 
@@ -19,12 +19,11 @@ def _run(**given: Any) -> None:
     The kernel's run statistics are switched on while this runs, and off afterwards.
     """
     from hypermesh_ebpf.run import run_programs
-    from hypermesh_ebpf.session import Session
     from hypermesh_ebpf.top import TopSession
 
     run = read_run_options({"fail_on_loss": False, "no_cache": False, **given}, events=False)
     # All that a run needs of a session, without anything loaded.
-    run_programs(lambda: cast(Session, TopSession(idle=given["idle"])), run, sys.stdout)
+    run_programs(lambda: TopSession(idle=given["idle"]), run, sys.stdout)
 
 
 top = click.Command(

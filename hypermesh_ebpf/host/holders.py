@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from hypermesh_ebpf.bpf.info import STATS_SYSCTL, identify
+from hypermesh_ebpf.host.mark import MARK
 
-MARK = "hmebpf"
 _MARK_LINK = f"/memfd:{MARK} (deleted)"
 _STATISTICS = "anon_inode:bpf-stats"
 _PERF_EVENT = "anon_inode:[perf_event]"
@@ -45,14 +45,6 @@ class Holders:
 
 
 @lru_cache(maxsize=1)
-def mark_process() -> int:
-    """Make this process known as one of ours to every `hmebpf list`; a descriptor that stays.
-
-    A command line names itself; a program that uses the library does not.
-    """
-    return os.memfd_create(MARK)
-
-
 def read_holders() -> Holders:
     """Look at every process (a few microseconds for each of its descriptors)."""
     objects: dict[tuple[str, int], list[Holder]] = {}

@@ -14,7 +14,25 @@ from hypermesh_ebpf.errors import CompileError, HmebpfError, LossSeen, Unsupport
 from tests.running import COMMAND, ROOT, run_cli
 
 HEAVY = {"bcc", "rich", "pyroute2", "numpy"}
-COMMANDS = [*monitors.names(), "check-system", "cache", "cache show", "cache clear"]
+COMMANDS = [
+    *monitors.names(),
+    "load",
+    "run",
+    "list",
+    "show",
+    "dump",
+    "top",
+    "pin",
+    "unpin",
+    "detach",
+    "unload",
+    "headers",
+    "check-system",
+    "cleanup",
+    "cache",
+    "cache show",
+    "cache clear",
+]
 
 
 def imported_by(*arguments: str) -> set[str]:

@@ -252,6 +252,11 @@
 #define CAP_SYSLOG 34
 #define CAP_PERFMON 38
 #define CAP_BPF 39
+#define CAP_CHECKPOINT_RESTORE 40
+#define CAP_LAST_CAP CAP_CHECKPOINT_RESTORE
+#define CAP_OPT_NONE 0x0
+#define CAP_OPT_NOAUDIT BIT(1)
+#define CAP_OPT_INSETID BIT(2)
 
 /* -- signals */
 #define SIGHUP 1
