@@ -5,6 +5,7 @@ What :mod:`hypermesh_ebpf.run` needs of a session is here, with the maps' own ta
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -141,12 +142,13 @@ def pin(wanted: Wanted, report: Report) -> list[str]:
             hooks.append(attached.hook)
         # One link holds a chain, and the programs that it goes on with are in its program array.
         links = list({fd: (name, fd) for name, fd in reversed(links)}.values())
-        programs = {
-            program.spec.name: program.fd
-            for programs in sets
-            for program in programs.programs
-            if program.fd is not None
-        }
+        programs: dict[str, int] = {}
+        for program in itertools.chain(*(each.programs for each in sets)):
+            if program.fd is not None:
+                number = sum(key.partition(".")[0] == program.spec.name for key in programs)
+                programs[f"{program.spec.name}.{number + 1}" if number else program.spec.name] = (
+                    program.fd
+                )
         maps = {spec.name: fd for spec, fd in _name_maps(sets)}
         for number, chain in enumerate(loader.chains()):
             programs[f"{CHAIN}_{number}"] = chain.head_fd

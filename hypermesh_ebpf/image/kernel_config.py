@@ -44,6 +44,10 @@ def configuration(release: str, types: Mapping[str, str]) -> str:
                 options[option] = "y"
         if any(tag in types for tag in _SLUB):
             options["SLUB"] = "y"
+        if platform.machine() == "x86_64":
+            # As distributions build it.  It lowers where programs take kernel addresses to begin to
+            # the place for five-level page tables, which is right for four levels, too.
+            options |= {"DYNAMIC_MEMORY_LAYOUT": "y", "X86_5LEVEL": "y"}
     machine = {"x86_64": ("X86", "X86_64"), "aarch64": ("ARM64",)}.get(platform.machine(), ())
     options |= dict.fromkeys((*machine, "ARCH_HAS_SYSCALL_WRAPPER"), "y")
     for undone in ("BPF_SYSCALL", "ARCH_HAS_SYSCALL_WRAPPER"):  # the prelude has them

@@ -20,12 +20,16 @@
 #define rcu_dereference_raw(pointer) READ_ONCE(pointer)
 #define rcu_access_pointer(pointer) READ_ONCE(pointer)
 #define BUILD_BUG_ON(condition) _Static_assert(!(condition), #condition)
-#define min(a, b) ((a) < (b) ? (a) : (b))
-#define max(a, b) ((a) > (b) ? (a) : (b))
+#define min(a, b) \
+	({ typeof(a) hm_a = (a); typeof(b) hm_b = (b); hm_a < hm_b ? hm_a : hm_b; })
+#define max(a, b) \
+	({ typeof(a) hm_a = (a); typeof(b) hm_b = (b); hm_a > hm_b ? hm_a : hm_b; })
 #define min_t(type, a, b) min((type)(a), (type)(b))
 #define max_t(type, a, b) max((type)(a), (type)(b))
 #define clamp(value, low, high) min(max(value, low), high)
 #define clamp_t(type, value, low, high) min_t(type, max_t(type, value, low), high)
+#define min3(a, b, c) min(min(a, b), c)
+#define max3(a, b, c) max(max(a, b), c)
 #define swap(a, b) do { typeof(a) kept = (a); (a) = (b); (b) = kept; } while (0)
 #define abs(x) ((x) < 0 ? -(x) : (x))
 #define IS_ERR_VALUE(x) ((unsigned long)(x) >= (unsigned long)-MAX_ERRNO)
