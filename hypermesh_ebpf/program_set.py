@@ -137,7 +137,7 @@ class ProgramSet:
         The one whose source names this very point, else the only one of this kind, or the only
         one of them that runs nowhere yet.  Raises UsageError where none or several fit.
         """
-        exact = [p for p in self.programs if p.spec.attach == str(point)]
+        exact = [p for p in self.programs if _names(p.spec.attach, point)]
         fitting = exact or [p for p in self.programs if _fits(p.spec, point)]
         what = f"attach {self.name} to {point}"
         if not fitting:
@@ -151,7 +151,7 @@ class ProgramSet:
 
     def default_point(self, program: Program) -> EbpfAttachType:
         """Where the program's source says that it runs.  Raises UsageError if it does not."""
-        if program.spec.attach is None:
+        if program.spec.attach is None or not _is_whole(program.spec.attach):
             kind = program.spec.kind
             example = EbpfAttachType.example(kind) if kind else "kprobe:FUNCTION"
             raise UsageError(
@@ -160,6 +160,19 @@ class ProgramSet:
                 f"name an attach point: `--attach {program.spec.name}={example}`",
             )
         return EbpfAttachType.parse(program.spec.attach)
+
+
+def _is_whole(attach: str) -> bool:
+    """Whether an attach point has a target: a source's may not ("tc:,direction=egress")."""
+    return not attach.partition(":")[2].startswith(",")
+
+
+def _names(attach: str | None, point: EbpfAttachType) -> bool:
+    """Whether this is the attach point that the source means, as far as it says."""
+    if attach is None or _is_whole(attach):
+        return attach == str(point)
+    kind, _, options = attach.partition(":")
+    return EbpfAttachType.parse(f"{kind}:{point.target}{options}") == point
 
 
 # Kinds that share a program type, or, as C for BCC, the type of their argument.
@@ -176,11 +189,17 @@ def _fits(spec: ProgramSpec, point: EbpfAttachType) -> bool:
     return any({spec.kind, point.kind} <= kinds for kinds in _ALIKE)
 
 
+def parse_partly(attach: str | None) -> EbpfAttachType | None:
+    """The attach point of a source; where it names no target, one of that type of program."""
+    if attach is None or _is_whole(attach):
+        return EbpfAttachType.parse(attach) if attach else None
+    kind, _, options = attach.partition(":")
+    return EbpfAttachType.parse(f"{kind}:any{options}")
+
+
 def is_made_for(program: Program, point: EbpfAttachType) -> bool:
     """Whether the loaded program is of the type that the place wants."""
-    own = program.made_for or program.spec.attach or program.spec.kind
-    if isinstance(own, str) and ":" in own:
-        own = EbpfAttachType.parse(own)
+    own = program.made_for or parse_partly(program.spec.attach) or program.spec.kind
     return own is not None and program_type(own) == program_type(point)
 
 

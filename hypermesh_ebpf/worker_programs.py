@@ -32,6 +32,7 @@ from hypermesh_ebpf.bpf.spec import ProgramSpec, pack_program, unpack_program
 from hypermesh_ebpf.host.hooks import require_hook
 from hypermesh_ebpf.host.kernel_btf import function_btf_id
 from hypermesh_ebpf.image.image import Image, LoadedSource
+from hypermesh_ebpf.program_set import parse_partly
 from hypermesh_ebpf.worker_process import Talk
 
 _BY_BTF_ID = {"fentry": "", "fexit": "", "lsm": "bpf_lsm_"}
@@ -124,7 +125,7 @@ def _load_image(
     for spec in image.programs:
         point = points.get(spec.name)
         if point is None and spec.attach is not None:
-            point = EbpfAttachType.parse(spec.attach)
+            point = EbpfAttachType.parse(spec.attach)  # BCC's names are whole
         kind = point.kind if point else spec.kind
         if kind is None or (kind in _BY_BTF_ID and point is None):
             programs.append((spec, None))
@@ -175,7 +176,7 @@ def _is_made_for(spec: ProgramSpec, made_for: str | None, point: EbpfAttachType)
     """Whether the loaded program can be attached there, or another has to be loaded from it."""
     if made_for is not None and point.kind in _BY_BTF_ID:
         return made_for == str(point)
-    own = EbpfAttachType.parse(made_for) if made_for else spec.kind
+    own = parse_partly(made_for) or spec.kind
     return own is not None and program_type(own) == program_type(point)
 
 

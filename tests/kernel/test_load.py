@@ -18,6 +18,7 @@ import pytest
 
 from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.host.hooks import probe_hook
+from hypermesh_ebpf.host.symbols import find_function
 from tests.netns import Namespace, needs_namespaces, wait_until
 from tests.objects import example_path, object_path
 from tests.owner import attached
@@ -113,8 +114,8 @@ def test_xdp_object_counts_what_the_kernel_counts() -> None:
 @pytest.mark.vm_too
 def test_tc_object_in_both_directions() -> None:
     argv = ["load", str(object_path("tc"))]
-    for program, direction in (("count_ingress", "ingress"), ("count_egress", "egress")):
-        argv += ["--attach", f"{program}=tc:lo,direction={direction}"]
+    for direction in ("ingress", "egress"):  # the sections tell which program is meant
+        argv += ["--attach", f"tc:lo,direction={direction}"]
     argv += ["--attach", "old_name=tc:lo,direction=egress,priority=9"]
     with Namespace() as ns:
         with running(*argv, namespace=ns) as monitor:
@@ -196,6 +197,12 @@ def test_cgroup_object(tmp_path: Path) -> None:
         group.rmdir()
 
 
+def needs_function(name: str) -> None:
+    """Skip where the kernel's function is called otherwise (do_unlinkat on Linux 7.3)."""
+    if find_function(name) is None:
+        pytest.skip(f"this kernel has no function {name}")
+
+
 def unlink_nothing(times: int) -> None:
     """do_unlinkat() runs and fails with ENOENT."""
     for _ in range(times):
@@ -207,6 +214,7 @@ def unlink_nothing(times: int) -> None:
 def test_kprobe_object() -> None:
     """Entry, return with its value, and a system call's wrapper; arguments through CO-RE."""
     needs("kprobe")
+    needs_function("do_unlinkat")
     with running("load", str(object_path("kprobe"))) as monitor:
         unlink_nothing(17)
         for _ in range(13):
@@ -220,6 +228,7 @@ def test_kprobe_object() -> None:
 @pytest.mark.vm_too
 def test_fentry_object() -> None:
     needs("fentry")
+    needs_function("do_unlinkat")
     with running("load", str(object_path("fentry"))) as monitor:
         unlink_nothing(19)
         counts = last_value(monitor, ".bss")
@@ -230,6 +239,7 @@ def test_fentry_object() -> None:
 @pytest.mark.vm_too
 def test_fentry_object_on_another_function() -> None:
     needs("fentry")
+    needs_function("do_rmdir")
     argv = ("load", str(object_path("fentry")), "--attach", "on_entry=fentry:do_rmdir")
     with running(*argv) as monitor:
         for _ in range(11):
