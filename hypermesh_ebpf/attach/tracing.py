@@ -12,6 +12,7 @@ import errno
 from collections.abc import Callable
 from typing import Any
 
+from hypermesh_ebpf.bpf.info import read_program
 from hypermesh_ebpf.errors import (
     AttachError,
     HmebpfError,
@@ -100,6 +101,8 @@ def _tracepoint(lib: Any, target: str, prog_fd: int) -> Callable[[], int]:
 
 
 def _raw_tracepoint(lib: Any, target: str, prog_fd: int) -> Callable[[], int]:
+    if read_program(prog_fd).type == "tracing":  # tp_btf: the program knows its tracepoint
+        return _trampoline(lib, target, prog_fd)
     name = target.rpartition(":")[2]
     return lambda: lib.bpf_attach_raw_tracepoint(prog_fd, name.encode())
 

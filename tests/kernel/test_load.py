@@ -147,6 +147,16 @@ def test_every_section_of_an_object_is_attached() -> None:
     ]
 
 
+@pytest.mark.vm_too
+def test_raw_tracepoint_with_types() -> None:
+    """A tp_btf program follows its arguments' pointers without helpers."""
+    with running("load", str(object_path("tp_btf"))) as monitor:
+        execute(11)
+        monitor.finish()
+    assert value(monitor.last, ".bss")["execs"] >= 11
+    assert monitor.start["hooks"] == ["raw_tracepoint:sched_process_exec"]
+
+
 def test_uprobe_object() -> None:
     libc = next(
         line.split()[-1]
