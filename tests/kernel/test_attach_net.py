@@ -36,7 +36,7 @@ from tests.netns import Namespace, VethPair, needs_namespaces, veth_pair
 from tests.owner import has_clsact, tc_filters
 from tests.packets import ethernet, received_packets, send_frames
 
-pytestmark = [needs_namespaces, pytest.mark.kernel, pytest.mark.vm_too]
+pytestmark = [needs_namespaces, pytest.mark.kernel, pytest.mark.vm_wide]
 
 PRIME = 101
 _EXPERIMENTAL = 0x88B5  # an EtherType for local experiments: nobody answers

@@ -47,7 +47,7 @@ from tests.packets import ethernet, received_packets, send_frames
 from tests.programs import program_id
 
 pytestmark = pytest.mark.kernel
-vm_too = pytest.mark.vm_too
+vm_wide = pytest.mark.vm_wide
 
 ROOT = str(Path(__file__).parents[2])
 KERNEL = tuple(int(n) for n in re.findall(r"\d+", platform.release())[:2])
@@ -175,7 +175,7 @@ def send(pair: VethPair, count: int) -> int:
 # --- verdicts -----------------------------------------------------------------------------------
 
 
-@vm_too
+@vm_wide
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["xdp", "tc"])
 def test_the_kernel_treats_every_verdict_as_documented(kind: str, way: str) -> None:
@@ -194,7 +194,7 @@ def test_the_kernel_treats_every_verdict_as_documented(kind: str, way: str) -> N
 # --- counts -------------------------------------------------------------------------------------
 
 
-@vm_too
+@vm_wide
 @needs_namespaces
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["xdp", "tc"])
@@ -209,7 +209,7 @@ def test_every_member_counts_until_one_drops(wire: VethPair, kind: str, way: str
             assert counters.read() == [101, 101, 101, 0]
 
 
-@vm_too
+@vm_wide
 @pytest.mark.parametrize(
     ("count", "way"), [(1, "merged"), (2, "merged"), (8, "merged"), (32, "merged"),
                        (2, "wrapped"), (8, "wrapped"), (32, "wrapped"), (33, "wrapped")]
@@ -355,7 +355,7 @@ def same_license(member: Member) -> Member:
     return Member(member.program, member.maps, "GPL", member.fd)
 
 
-@vm_too
+@vm_wide
 @needs_namespaces
 def test_add_remove_and_reorder_keep_every_map(wire: VethPair) -> None:
     with Counters() as counters, hook("xdp", wire) as place:
@@ -525,7 +525,7 @@ def _map(spec: MapSpec, stack: ExitStack) -> int:
     return fd
 
 
-@vm_too
+@vm_wide
 def test_a_member_that_tail_calls_goes_on_with_what_the_target_returned() -> None:
     """As the target is the member's own program, its verdict is the member's."""
     with ExitStack() as stack, Counters() as counters:
@@ -551,7 +551,7 @@ def test_a_member_that_tail_calls_goes_on_with_what_the_target_returned() -> Non
             assert counters.read() == [60, 60]
 
 
-@vm_too
+@vm_wide
 @pytest.mark.parametrize("way", WAYS)
 def test_a_member_that_reads_behind_the_end_by_ld_abs_returns_0(way: str) -> None:
     """LD_ABS (BCC's cursor_advance) ends the function it is in with 0: TC_ACT_OK, the next runs."""
@@ -620,7 +620,7 @@ def test_a_member_sees_the_packet_as_the_one_before_left_it() -> None:
 # --- the wrapped form ---------------------------------------------------------------------------
 
 
-@vm_too
+@vm_wide
 def test_more_maps_than_one_program_may_have_are_wrapped() -> None:
     """64 maps a program (MAX_USED_MAPS)."""
     with ExitStack() as stack:
@@ -731,7 +731,7 @@ def function_names(number: int) -> list[str]:
     return re.findall(r"^int (\w+)\(\):", done.stdout, re.M)
 
 
-@vm_too
+@vm_wide
 def test_a_member_with_the_whole_stack() -> None:
     """512 bytes are for a program and its callers; in older kernels a caller takes 32 at least."""
     newer = KERNEL >= (6, 12)

@@ -23,7 +23,7 @@ from tests.counting import TC_PASS, XDP_PASS, Counter
 from tests.netns import Namespace, needs_namespaces, needs_own_mounts
 from tests.running import COMMAND, ROOT, run_cli, running
 
-pytestmark = [pytest.mark.kernel, pytest.mark.vm_too, needs_own_mounts, needs_namespaces]
+pytestmark = [pytest.mark.kernel, pytest.mark.vm_wide, needs_own_mounts, needs_namespaces]
 parse = EbpfAttachType.parse
 OURS = "/sys/fs/bpf/hmebpf"
 _LIBBPF = ctypes.CDLL("libbpf.so.1", use_errno=True)

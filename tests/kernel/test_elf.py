@@ -125,7 +125,7 @@ def test_types_of_keys_and_values() -> None:
         assert source.map_spec("protocols").value_desc["name"] == "traffic"
 
 
-@pytest.mark.vm_too
+@pytest.mark.vm_wide
 @pytest.mark.parametrize(
     ("name", "attach"),
     [
@@ -237,14 +237,14 @@ def test_maps_pinned_by_their_source_are_found_again() -> None:
 # ---- calls, relocations, variables -------------------------------------------------------------
 
 
-@pytest.mark.vm_too
+@pytest.mark.vm_wide
 def test_subprograms() -> None:
     with load(object_path("subprograms")) as source:
         run_program(source.programs["sum_squares"])
         assert source.maps["sums"].entries() == [(0, 1 + 4 + 9)]
 
 
-@pytest.mark.vm_too
+@pytest.mark.vm_wide
 @pytest.mark.parametrize(("settings", "reached"), [({}, 2), ({"choice": "0"}, 1)])
 def test_tail_calls(settings: dict[str, str], reached: int) -> None:
     with load(object_path("tailcalls"), settings) as source:
@@ -275,7 +275,7 @@ def test_instructions_can_be_loaded_again(name: str) -> None:
             os.close(fd)
 
 
-@pytest.mark.vm_too
+@pytest.mark.vm_wide
 def test_core_relocations() -> None:
     """Against what /proc and the kernel's BTF say."""
     with load(object_path("core")) as source:
@@ -324,7 +324,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.vm_too
+@pytest.mark.vm_wide
 def test_variables_of_every_type_are_set() -> None:
     settings = {name: text for name, (text, _field, _value) in SETTINGS.items()}
     with load(object_path("globals"), settings) as source:
@@ -380,7 +380,7 @@ def expected_event() -> dict[str, Any]:
     }
 
 
-@pytest.mark.vm_too
+@pytest.mark.vm_wide
 def test_events_have_their_type() -> None:
     with load(object_path("events")) as source:
         buffers: dict[str, RingBuffer | PerfBuffer] = {}
@@ -414,7 +414,7 @@ def test_refused_by_the_verifier() -> None:
     assert "*count += 1" in (error.details or "")
 
 
-@pytest.mark.vm_too
+@pytest.mark.vm_wide
 def test_a_member_that_this_kernel_lacks() -> None:
     error = refusal(object_path("unresolved"))
     assert isinstance(error, VerifierError)
@@ -449,14 +449,14 @@ def test_program_of_another_kind() -> None:
 
 
 @pytest.mark.parametrize("name", ["fentry", "lsm"])
-@pytest.mark.vm_too
+@pytest.mark.vm_wide
 def test_target_that_does_not_exist(name: str) -> None:
     program, kind = {"fentry": ("on_entry", "fentry"), "lsm": ("on_check", "lsm")}[name]
     error = refusal(object_path(name), None, {program: f"{kind}:no_such_function_here"})
     assert isinstance(error, HookUnsupported)
 
 
-@pytest.mark.vm_too
+@pytest.mark.vm_wide
 def test_target_in_the_section_name_that_does_not_exist(tmp_path: Path) -> None:
     path = tmp_path / "stray.o"
     path.write_bytes(object_path("fentry").read_bytes().replace(b"do_unlinkat", b"no_unlinkat"))

@@ -39,7 +39,7 @@ from tests.members import EXIT, insn, returning, set_r0
 from tests.netns import Namespace, needs_namespaces, wait_until
 from tests.programs import load_program, program_id
 
-pytestmark = [pytest.mark.kernel, pytest.mark.vm_too]
+pytestmark = [pytest.mark.kernel, pytest.mark.vm_wide]
 parse = EbpfAttachType.parse
 
 needs_bpftool = pytest.mark.skipif(not shutil.which("bpftool"), reason="bpftool is not installed")

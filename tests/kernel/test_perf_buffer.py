@@ -18,7 +18,7 @@ from hypermesh_ebpf.errors import MapError
 from hypermesh_ebpf.image.image import Image
 from tests.compiler import Programs, compile_text, loaded, new_map, run_program
 
-vm_too = pytest.mark.vm_too
+vm_wide = pytest.mark.vm_wide
 IN_ORDER = pytest.param(
     True,
     id="mapped",
@@ -127,7 +127,7 @@ def numbers(records: list[bytes], producer: int = 0) -> list[int]:
     return found
 
 
-@vm_too
+@vm_wide
 @both_readers
 def test_records_come_in_order_whole_and_once(source: Producer, events: PerfBuffer) -> None:
     """Of any size, past the end of the buffer many times."""
@@ -145,7 +145,7 @@ def test_records_come_in_order_whole_and_once(source: Producer, events: PerfBuff
     assert events.lost == source.count("lost") == 0
 
 
-@vm_too
+@vm_wide
 @both_readers
 def test_records_of_all_cpus_come_in_the_order_of_time(
     source: Producer, events: PerfBuffer
@@ -161,7 +161,7 @@ def test_records_of_all_cpus_come_in_the_order_of_time(
     assert times == sorted(times)
 
 
-@vm_too
+@vm_wide
 @both_readers
 def test_readable_while_there_are_records(source: Producer, events: PerfBuffer) -> None:
     poll = select.poll()
@@ -174,7 +174,7 @@ def test_readable_while_there_are_records(source: Producer, events: PerfBuffer) 
         assert poll.poll(0) == []
 
 
-@vm_too
+@vm_wide
 @pytest.mark.parametrize("kernel_counts", [True, False], ids=["counted", "told by records"])
 @both_readers
 def test_what_finds_no_room_is_counted_and_the_rest_is_whole(
@@ -244,7 +244,7 @@ def test_one_read_ends_although_records_keep_coming(source: Producer, events: Pe
     assert 0 < most <= len(read_online_cpus()) * perf_buffer.PAGES * 4096
 
 
-@vm_too
+@vm_wide
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="libbpf's reader does not follow CPUs")
 def test_cpu_that_goes_and_comes_back(source: Producer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its records and losses are kept, and it is read again.  (No CPU is switched off for this.)"""
@@ -272,7 +272,7 @@ def test_cpu_that_goes_and_comes_back(source: Producer, monkeypatch: pytest.Monk
         buffer.close()
 
 
-@vm_too
+@vm_wide
 def test_map_for_fewer_cpus_than_there_are(image: Image) -> None:
     spec = MapSpec("hm_test", map_types.PERF_EVENT_ARRAY, 4, 4, 1, 0, None, None)
     with new_map(spec) as map_:
@@ -281,7 +281,7 @@ def test_map_for_fewer_cpus_than_there_are(image: Image) -> None:
         buffer.close()
 
 
-@vm_too
+@vm_wide
 @both_readers
 def test_map_that_is_no_perf_buffer_is_an_error(in_order: bool) -> None:
     spec = MapSpec("hm_test", maps.ARRAY, 4, 8, 4, 0, None, None)

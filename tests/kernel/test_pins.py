@@ -28,7 +28,7 @@ from tests.objects import example_path
 from tests.programs import load_program, program_id
 from tests.running import run_cli
 
-pytestmark = [pytest.mark.kernel, pytest.mark.vm_too, needs_own_mounts, needs_namespaces]
+pytestmark = [pytest.mark.kernel, pytest.mark.vm_wide, needs_own_mounts, needs_namespaces]
 parse = EbpfAttachType.parse
 OURS = "/sys/fs/bpf/hmebpf"
 _LIBBPF = ctypes.CDLL("libbpf.so.1", use_errno=True)

@@ -19,7 +19,7 @@ from tests.counting import TC_PASS, XDP_PASS, Counter
 from tests.netns import VethPair, needs_namespaces, veth_pair
 from tests.packets import ethernet, received_packets, send_frames
 
-pytestmark = [needs_namespaces, pytest.mark.kernel, pytest.mark.vm_too]
+pytestmark = [needs_namespaces, pytest.mark.kernel, pytest.mark.vm_wide]
 
 PACKETS = 20011
 SWAPS = 40

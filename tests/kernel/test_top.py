@@ -28,7 +28,7 @@ from tests.netns import wait_until
 from tests.programs import load_program, program_id
 from tests.running import ROOT, run_cli, running
 
-pytestmark = [pytest.mark.kernel, pytest.mark.vm_too]
+pytestmark = [pytest.mark.kernel, pytest.mark.vm_wide]
 parse = EbpfAttachType.parse
 SWITCH = parse("raw_tracepoint:sched_switch")
 

@@ -26,7 +26,7 @@ from hypermesh_ebpf.errors import HmebpfError, MapError
 from tests.compiler import compile_text, loaded, map_id, run_in_this_task, run_program
 from tests.programs import load_program, program_id
 
-vm_too = pytest.mark.vm_too
+vm_wide = pytest.mark.vm_wide
 needs_bpftool = pytest.mark.skipif(not shutil.which("bpftool"), reason="needs bpftool")
 U32, U64 = "unsigned int", "unsigned long long"
 PAIR = ["pair", [["packets", U64], ["bytes", U64]], "struct_packed"]
@@ -82,7 +82,7 @@ KEYED = {
 }
 
 
-@vm_too
+@vm_wide
 @pytest.mark.parametrize("kind", KEYED)
 def test_structures_and_sums(kind: str) -> None:
     with typed(spec(KEYED[kind], 7, value=PAIR, value_size=16)) as map_:
@@ -97,7 +97,7 @@ def test_structures_and_sums(kind: str) -> None:
         assert map_.numbers()["hm_test.3.packets"] == 3 * copies + extra
 
 
-@vm_too
+@vm_wide
 @pytest.mark.parametrize("kind", ["percpu_hash", "percpu_array"])
 def test_what_cannot_be_added_is_told_for_every_cpu(kind: str) -> None:
     value = ["v", [["hits", U32], ["who", "char", [8]]], "struct_packed"]
@@ -111,7 +111,7 @@ def test_what_cannot_be_added_is_told_for_every_cpu(kind: str) -> None:
         assert found["who"] == (names if cpus > 1 else "cpu0")
 
 
-@vm_too
+@vm_wide
 def test_lpm_trie() -> None:
     key = ["key", [["prefixlen", U32], ["address", "unsigned char", [4]]], "struct_packed"]
     wanted = spec(map_types.LPM_TRIE, key=key, key_size=8, flags=NO_PREALLOC)
@@ -129,7 +129,7 @@ def test_lpm_trie() -> None:
         assert ({"prefixlen": 8, "data": [10, 0, 0, 0]}, 0) in unknown.entries()
 
 
-@vm_too
+@vm_wide
 def test_maps_of_maps_show_ids() -> None:
     with typed(spec(map_types.HASH)) as inner:
         number = map_id(inner.fd)
@@ -140,7 +140,7 @@ def test_maps_of_maps_show_ids() -> None:
                 assert (map_.refers_to, map_.readable, map_.numbers()) == ("map", True, {})
 
 
-@vm_too
+@vm_wide
 def test_program_array_shows_ids() -> None:
     program = load_program()
     try:
@@ -175,7 +175,7 @@ int produce(struct xdp_md *ctx)
 """
 
 
-@vm_too
+@vm_wide
 def test_what_a_program_of_bcc_writes_is_read() -> None:
     """By BCC's own description: bit fields of several types, a union and a structure in it."""
     with loaded(compile_text(WRITER)) as programs:
@@ -215,7 +215,7 @@ int trace(void *ctx)
 """
 
 
-@vm_too
+@vm_wide
 def test_stack_traces_end_with_their_last_address() -> None:
     with loaded(compile_text(TRACE), "raw_tracepoint") as programs:
         run_in_this_task(programs.programs["trace"])
@@ -243,7 +243,7 @@ int trace(void *ctx)
 """
 
 
-@vm_too
+@vm_wide
 def test_stack_traces_by_build_id() -> None:
     """User space's: each frame is a file's build id and an offset, or an address."""
     with loaded(compile_text(BUILD_IDS), "raw_tracepoint") as programs:
@@ -260,7 +260,7 @@ def test_stack_traces_by_build_id() -> None:
     ] == expected
 
 
-@vm_too
+@vm_wide
 def test_cgroup_storage() -> None:
     """Filled by programs that are attached to cgroups: here, empty, but it can be read."""
     for kind in (map_types.CGROUP_STORAGE, map_types.PERCPU_CGROUP_STORAGE):
@@ -272,7 +272,7 @@ def test_cgroup_storage() -> None:
                 )
 
 
-@vm_too
+@vm_wide
 def test_sockets_show_cookies() -> None:
     with socket.socket() as server, socket.socket() as client:
         server.bind(("127.0.0.1", 0))
@@ -290,7 +290,7 @@ def test_sockets_show_cookies() -> None:
                     map_.entries()
 
 
-@vm_too
+@vm_wide
 def test_devices_and_cpus() -> None:
     index = socket.if_nametoindex("lo")
     for kind in (map_types.DEVMAP, map_types.DEVMAP_HASH):
@@ -321,7 +321,7 @@ UNREADABLE = {
 }
 
 
-@vm_too
+@vm_wide
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_what_has_no_entries_to_show_says_why(name: str) -> None:
     kind, key_size, value_size, entries = UNREADABLE[name]
@@ -350,7 +350,7 @@ def test_no_type_of_the_kernel_is_forgotten() -> None:
     assert read | map_types.UNREADABLE.keys() == set(range(1, map_types.ARENA + 1))
 
 
-@vm_too
+@vm_wide
 @pytest.mark.parametrize("kind", ["array", "percpu_array", "hash", "percpu_hash"])
 def test_limit(kind: str) -> None:
     with typed(spec(KEYED[kind], 1000)) as map_:
@@ -373,7 +373,7 @@ def test_limit(kind: str) -> None:
         assert len(map_.numbers(10)) == 10
 
 
-@vm_too
+@vm_wide
 def test_limit_spares_a_huge_array() -> None:
     """Ten million entries, of which not more than asked for are touched."""
     with typed(spec(map_types.ARRAY, 10_000_000)) as map_:
@@ -382,7 +382,7 @@ def test_limit_spares_a_huge_array() -> None:
         assert map_.left_out == 9_999_997
 
 
-@vm_too
+@vm_wide
 def test_large_values_are_read_in_small_batches() -> None:
     """Or 4,096 of them at a time would take 4 GiB."""
     with typed(spec(map_types.HASH, 8000, value=None, value_size=1 << 20, flags=1)) as map_:
@@ -391,7 +391,7 @@ def test_large_values_are_read_in_small_batches() -> None:
         assert dict(map_.entries()) == {key: f"{key:02x}" * (1 << 20) for key in range(3)}
 
 
-@vm_too
+@vm_wide
 def test_names_of_numbers() -> None:
     """What metrics are called: by the member alone where a map has but one entry."""
     with (
@@ -416,7 +416,7 @@ def test_names_of_numbers() -> None:
         assert read_numbers([counts, totals], 1) == ({"counts.0": 0, "packets": 7, "bytes": 8}, 1)
 
 
-@vm_too
+@vm_wide
 def test_numbers_of_the_same_name_get_the_maps_in_front() -> None:
     with (
         typed(spec(map_types.ARRAY, 1, value=PAIR, value_size=16, name="sent")) as sent,
@@ -432,7 +432,7 @@ def test_numbers_of_the_same_name_get_the_maps_in_front() -> None:
     }
 
 
-@vm_too
+@vm_wide
 def test_settings_are_no_metrics() -> None:
     """What the program can only read (.rodata) was set before it ran."""
     with typed(spec(map_types.ARRAY, 1, flags=map_types.RDONLY_PROG)) as map_:
@@ -440,7 +440,7 @@ def test_settings_are_no_metrics() -> None:
         assert map_.numbers() == {}
 
 
-@vm_too
+@vm_wide
 def test_maps_without_types_are_read_as_bytes() -> None:
     with typed(spec(map_types.HASH, key=None, value=None)) as map_:
         put(map_, u32(1), u64(2))
@@ -448,7 +448,7 @@ def test_maps_without_types_are_read_as_bytes() -> None:
         assert read_map_spec(map_.fd) == spec(map_types.HASH, key=None, value=None)
 
 
-@vm_too
+@vm_wide
 def test_descriptor_that_is_no_map() -> None:
     null = os.open("/dev/null", os.O_RDONLY)
     try:
@@ -459,7 +459,7 @@ def test_descriptor_that_is_no_map() -> None:
         os.close(null)
 
 
-@vm_too
+@vm_wide
 def test_global_variables() -> None:
     """.bss as libbpf makes it: an array of one entry, whose type is a section of variables."""
     names = b"\0.bss\0hits\0last\0unsigned int\0"
