@@ -25,7 +25,7 @@ _COMMANDS = {
     "unload": ("pins.unload", "Detach and unpin everything of a pinned set."),
     "cleanup": ("cleanup", "Remove attached programs whose owner is gone."),
     "headers": ("headers", "Kernel headers for any BCC program, made of the kernel's own types."),
-    "cache": ("cache", "Show or clear the compiled programs that are kept on disk."),
+    "cache": ("cache", "Show or clear the compiled programs and headers kept on disk."),
 }
 
 

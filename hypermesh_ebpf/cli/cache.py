@@ -1,4 +1,4 @@
-"""``hmebpf cache``: the compiled images that are kept on disk."""
+"""``hmebpf cache``: the compiled images and kernel headers that are kept on disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypermesh_ebpf.errors import HmebpfError
 
 @click.group(no_args_is_help=False)
 def cache() -> None:
-    """Show or clear the compiled programs that are kept on disk."""
+    """Show or clear the compiled programs and kernel headers that are kept on disk."""
 
 
 @cache.command()
@@ -18,6 +18,7 @@ def show() -> None:
     import time
 
     from hypermesh_ebpf.image import cache as images
+    from hypermesh_ebpf.image.headers import kept_headers
 
     try:
         kept = images.entries()
@@ -27,15 +28,20 @@ def show() -> None:
     for entry in kept:
         made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.time))
         click.echo(f"{entry.key[:12]}  {made}  {entry.size:>8}  {entry.name}")
+    for path in kept_headers():
+        click.echo(f"kernel headers: {path}")
 
 
 @cache.command()
 def clear() -> None:
-    """Remove all of them; the next run compiles anew."""
+    """Remove all of them, and the kernel headers; the next run makes them anew."""
     from hypermesh_ebpf.image import cache as images
+    from hypermesh_ebpf.image.headers import clear_headers
 
     try:
         click.echo(f"{images.clear()} images removed from {images.directory()}")
+        if headers := clear_headers():
+            click.echo(f"{headers} sets of kernel headers removed")
     except images.CacheUnusable as error:
         raise _unusable(error) from error
 

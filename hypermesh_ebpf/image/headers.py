@@ -116,6 +116,27 @@ def vmlinux_header(btf: str | None = None, *, fresh: bool = False) -> Path:
     return _keep("vmlinux", key, make, fresh) / "vmlinux.h"
 
 
+def kept_headers() -> list[Path]:
+    """The header trees and vmlinux.h files that are kept; none where nothing ever was.
+
+    Raises HmebpfError for a directory that somebody else could have changed.
+    """
+    if not (cache.directory() / "headers").is_dir():
+        return []
+    with _locked_store() as store:
+        return sorted(path for path in store.iterdir() if not path.name.startswith("."))
+
+
+def clear_headers() -> int:
+    """Remove all of them; how many they were.  Raises HmebpfError."""
+    kept = kept_headers()
+    if kept:
+        with _locked_store() as store:
+            for path in store.iterdir():
+                _remove(path)
+    return len(kept)
+
+
 def _own_code() -> Iterator[bytes]:
     """What this code makes of a kernel's types is an ingredient, too."""
     for name in ("headers.py", "kernel_dump.py", "kernel_config.py", "bcc_tree.py"):

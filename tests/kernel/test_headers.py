@@ -340,3 +340,14 @@ def test_clang_relocates_what_is_read_through_vmlinux_h(cache: Path, tmp_path: P
     assert b".BTF.ext\0" in raw
     assert re.search(rb"\x000:\d+\0", raw), "a relocation's access string, such as 0:123"
     assert run_cli("headers", "--vmlinux").stdout == f"{header}\n"
+
+
+def test_cache_shows_and_clears_them(tmp_path: Path) -> None:
+    own = {"XDG_CACHE_HOME": str(tmp_path)}
+    path = run_cli("headers", "--vmlinux", extra_env=own).stdout.strip()
+    shown = run_cli("cache", "show", extra_env=own).stdout
+    assert f"kernel headers: {tmp_path}/hmebpf/headers/" in shown
+    cleared = run_cli("cache", "clear", extra_env=own).stdout
+    assert "1 sets of kernel headers removed" in cleared
+    assert not os.path.exists(path)
+    assert "kernel headers" not in run_cli("cache", "show", extra_env=own).stdout
