@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 from hypermesh_ebpf.bpf.info import STATS_SYSCTL, identify
@@ -44,7 +43,6 @@ class Holders:
     statistics: bool = False
 
 
-@lru_cache(maxsize=1)
 def read_holders() -> Holders:
     """Look at every process (a few microseconds for each of its descriptors)."""
     objects: dict[tuple[str, int], list[Holder]] = {}

@@ -8,7 +8,8 @@ MARK = "hmebpf"
 
 
 def mark_process() -> int:
-    """Make this process known as one of ours to every `hmebpf list`; a descriptor that stays.
+    """Make this process known as one of ours to every `hmebpf list`, until the descriptor that this
+    gives is closed.
 
     A command line names itself; a program that uses the library does not.
     """

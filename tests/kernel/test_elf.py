@@ -125,7 +125,7 @@ def test_types_of_keys_and_values() -> None:
         assert source.map_spec("protocols").value_desc["name"] == "traffic"
 
 
-@pytest.mark.vm_wide
+@pytest.mark.vm_too
 @pytest.mark.parametrize(
     ("name", "attach"),
     [
@@ -448,8 +448,8 @@ def test_program_of_another_kind() -> None:
     assert 'it is a xdp program, by its section "xdp"' in str(error)
 
 
+@pytest.mark.vm_too
 @pytest.mark.parametrize("name", ["fentry", "lsm"])
-@pytest.mark.vm_wide
 def test_target_that_does_not_exist(name: str) -> None:
     program, kind = {"fentry": ("on_entry", "fentry"), "lsm": ("on_check", "lsm")}[name]
     error = refusal(object_path(name), None, {program: f"{kind}:no_such_function_here"})

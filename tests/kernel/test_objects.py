@@ -32,6 +32,7 @@ from hypermesh_ebpf.bpf.spec import MapSpec, ProgramSpec
 from hypermesh_ebpf.errors import HookUnsupported, Unsupported
 from hypermesh_ebpf.host import chains, filesystems, holders
 from hypermesh_ebpf.host.hooks import probe_hook, require_hook
+from hypermesh_ebpf.host.mark import mark_process
 from hypermesh_ebpf.host.objects import Objects, Program, read_objects
 from tests.compiler import map_id
 from tests.counting import TC_PASS, XDP_PASS, Counter, wait_until_freed
@@ -305,6 +306,7 @@ POINTS = [
 ]
 
 
+@pytest.mark.vm_too
 @pytest.mark.parametrize("pinnable", [False, True], ids=["", "link"])
 @pytest.mark.parametrize(("text", "shown"), POINTS, ids=[text for text, _ in POINTS])
 def test_probe_is_shown_as_it_was_asked_for(
@@ -462,7 +464,7 @@ def test_marked_process_is_ours() -> None:
     number = program_id(fd)
     try:
         assert not find(read_objects(), number).ours
-        mark = holders.mark_process.__wrapped__()
+        mark = mark_process()
         try:
             found = find(read_objects(), number)
             assert found.ours
