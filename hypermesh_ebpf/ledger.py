@@ -85,11 +85,13 @@ def directory() -> Path:
     return path
 
 
-def record(hold: Hold) -> Path:
+def record(hold: Hold, netns: int | None = None) -> Path:
     """Write down that this process is about to attach a program; the entry's path.
 
-    The guard deletes the entry when the program is off.  Raises HmebpfError.
+    ``netns`` is the inode of the interface's network namespace, if that is not this thread's.  The
+    guard deletes the entry when the program is off.  Raises HmebpfError.
     """
+    netns = netns or _namespace("net")
     entry = Entry(
         kind=hold.kind,
         ifindex=hold.ifindex,
@@ -97,13 +99,13 @@ def record(hold: Hold) -> Path:
         prog_id=hold.prog_id,
         owner_pid=os.getpid(),
         owner_start=_start_time(os.getpid()) or 0,
-        netns=_namespace("net"),
+        netns=netns,
         pidns=_namespace("pid"),
         boot_id=_boot_id(),
         **(asdict(hold.filter) if hold.filter else {}),
     )
     side = f"-{entry.parent & 0xF:x}-{entry.priority}" if hold.filter else ""
-    path = directory() / f"{entry.kind}-{entry.ifindex}-{entry.prog_id}{side}.json"
+    path = directory() / f"{entry.kind}-{entry.ifindex}-{entry.prog_id}{side}-{netns}.json"
     unfinished = path.with_suffix(".tmp")
     try:
         unfinished.write_text(json.dumps(asdict(entry)) + "\n")

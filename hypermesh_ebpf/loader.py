@@ -32,12 +32,12 @@ from hypermesh_ebpf.bpf.programs import (
 )
 from hypermesh_ebpf.errors import (
     AlreadyAttached,
-    HmebpfError,
     NotAttached,
     TargetGone,
     UsageError,
     WorkerError,
 )
+from hypermesh_ebpf.guards import Guards, network_namespace
 from hypermesh_ebpf.host.mark import mark_process
 from hypermesh_ebpf.program_set import (
     Attached,
@@ -49,7 +49,7 @@ from hypermesh_ebpf.program_set import (
     unpack_set,
 )
 from hypermesh_ebpf.watching import require_attached
-from hypermesh_ebpf.worker import Answer, Report, Worker, WorkerLeft
+from hypermesh_ebpf.worker import Answer, Report, Workers
 from hypermesh_ebpf.worker import Hold as HoldCallback
 
 if TYPE_CHECKING:
@@ -95,10 +95,9 @@ class Loader:
     def __init__(self, report: Report = lambda kind, text: None) -> None:
         self._report = report
         self._lock = threading.RLock()
-        self._worker: Worker | None = None
-        self._worker_netns = 0
+        self._workers = Workers(report)
         self._mark = mark_process()
-        self._guards: dict[int, Guard] = {}
+        self._guards = Guards(report)
         self._namespaces: dict[int, int] = {}  # descriptors, by inode
         self._sets: list[ProgramSet] = []
         self._places: dict[tuple[str | int, ...], Composition] = {}
@@ -106,7 +105,7 @@ class Loader:
     @property
     def guard(self) -> Guard | None:
         """The guard, where something is attached that the kernel would not take off by itself."""
-        return next(iter(self._guards.values()), None)
+        return self._guards.first
 
     def load(
         self,
@@ -175,7 +174,7 @@ class Loader:
         """
         with self._lock:
             place = _place(point)
-            if any(each.point == point or place == each.place != () for each in program.attached):
+            if (place or point) in [each.place or each.point for each in program.attached]:
                 raise AlreadyAttached(
                     f"attach {program.spec.name} to {point}",
                     "it is attached there already",
@@ -283,17 +282,14 @@ class Loader:
                 if here.chain is not None:
                     undo.callback(close_chain, here.chain)
             self._places.clear()
-            for guard in self._guards.values():
-                undo.push(guard)
+            undo.callback(self._guards.close)
             attached = {id(each): each for each in itertools.chain(*(p.attached() for p in sets))}
             for each in attached.values():
                 undo.callback(log.info, "detached from %s", each.hook)
             undo.callback(
                 close_attachments, [fd for each in attached.values() for fd in each.descriptors]
             )
-            if self._worker is not None:
-                undo.callback(self._worker.close)
-                self._worker = None
+            undo.callback(self._workers.close)
 
     def __enter__(self) -> Loader:
         return self
@@ -308,59 +304,35 @@ class Loader:
 
     def _ask(
         self,
-        request: dict[str, Any],
+        request: Mapping[str, Any],
         descriptors: Sequence[int],
         *,
         hold: HoldCallback = _refuse_to_hold,
         silence: float = _SILENCE_SECONDS,
         netns: int | None = None,
     ) -> Answer:
-        """The worker's answer; one that had ended, or is in another namespace, is replaced.
-
-        ``netns`` is the network namespace of what was attached before, if this thread's is another.
-        """
+        """The worker's answer; ``netns`` is where the attachment is that it is about."""
         with self._lock:
-            here = _network_namespace()
-            netns = netns or here
-            worker = self._worker
-            if worker is not None and not (worker.is_alive and self._worker_netns == netns):
-                worker.close()
-                self._worker = None
-            while True:
-                elsewhere = [] if self._worker or netns == here else [self._namespaces[netns]]
-                worker = self._worker or Worker()
-                self._worker, self._worker_netns = None, netns  # whoever failed is not asked again
-                asked = {**request, "log": log.level(), "elsewhere": bool(elsewhere)}
-                try:
-                    worker.ask(asked, [*elsewhere, *descriptors])
-                    answer = worker.result(hold, self._report, silence)
-                except WorkerLeft:
-                    worker.close()
-                    continue
-                except BaseException as error:
-                    if isinstance(error, HmebpfError) and not isinstance(error, WorkerError):
-                        self._worker = worker
-                    else:
-                        worker.close()
-                    raise
-                self._worker = worker
-                return answer
+            place = (netns, self._namespaces[netns]) if netns is not None else None
+            return self._workers.ask(request, descriptors, hold, silence=silence, netns=place)
 
     def _attach_first(self, program: Program, point: EbpfAttachType, pinnable: bool) -> Attached:
         """Attach where none of ours is yet."""
         told, descriptors = tell_program(program)
         request = {"do": "attach", "point": str(point), "pinnable": pinnable, "program": told}
-        netns = _network_namespace()
-        held: list[Hold] = []
+        netns = network_namespace()
+        held: Hold | None = None
 
         def hold(data: Mapping[str, Any], prog_fd: int) -> None:
-            held.append(self._hold(Hold.from_dict(data, prog_fd), netns))
+            nonlocal held
+            wanted = Hold.from_dict(data, prog_fd)
+            self._guards.hold(wanted, netns)
+            held = wanted
 
         try:
             answer, (fd, *attachments) = self._ask(request, descriptors, hold=hold)
         except BaseException:
-            for each in held:
-                self._guards[netns].remove(each)
+            self._guards.remove(held, netns)
             raise
         program.adopt(answer, fd, point)
         place = _place(point)
@@ -368,7 +340,7 @@ class Loader:
         if place:
             if netns not in self._namespaces:
                 self._namespaces[netns] = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-            self._places[place] = Composition([program], attached, held[-1] if held else None)
+            self._places[place] = Composition([program], attached, held)
         return attached
 
     def _rebuild(self, here: Composition, members: list[Program]) -> None:
@@ -388,7 +360,8 @@ class Loader:
             if old_held is not None:  # held before it is there: no unguarded moment
                 prog_id = read_program_info(new.head).id
                 hold = dataclasses.replace(old_held, prog_id=prog_id, prog_fd=new.head)
-                new.held = self._hold(hold, netns)
+                self._guards.hold(hold, netns)
+                new.held = hold
             request = {
                 "do": "swap",
                 "point": str(point),
@@ -398,12 +371,12 @@ class Loader:
         except BaseException as error:
             # A worker that died may have swapped before: then the new one runs, and is held.
             if not (isinstance(error, WorkerError) and _is_there(new.held)):
-                self._drop(new.held, netns)
+                self._guards.drop(new.held, netns)
                 if chain is not None:
                     close_chain(chain)
                 raise
         here.members, here.held, here.chain = members, new.held, chain
-        self._drop(old_held, netns)
+        self._guards.drop(old_held, netns)
         if old_chain is not None:
             close_chain(old_chain)
 
@@ -418,37 +391,8 @@ class Loader:
     def _detach_last(self, attached: Attached) -> None:
         """Take the only program off a place."""
         here = self._places.pop(attached.place, None)
-        if here is not None and here.held is not None:
-            self._guards[attached.netns].remove(here.held)
+        self._guards.remove(here.held if here else None, attached.netns)
         close_attachments(attached.descriptors)
-
-    def _hold(self, hold: Hold, netns: int) -> Hold:
-        """Write the attachment into the ledger and let the guard hold it, before it exists."""
-        from hypermesh_ebpf import ledger
-
-        guard = self._guard(netns)
-        entry = ledger.record(hold)
-        try:
-            guard.hold(hold, str(entry))
-        except BaseException:
-            entry.unlink(missing_ok=True)
-            raise
-        return hold
-
-    def _drop(self, hold: Hold | None, netns: int) -> None:
-        if hold is not None:
-            self._guards[netns].drop(hold)
-
-    def _guard(self, netns: int) -> Guard:
-        """The guard for this thread's network namespace, started when it is first needed."""
-        from hypermesh_ebpf import ledger
-        from hypermesh_ebpf.guard import Guard
-
-        if netns not in self._guards:
-            self._guards[netns] = Guard.start()
-            for line in ledger.sweep():
-                self._report("note", line)
-        return self._guards[netns]
 
 
 def _is_there(hold: Hold | None) -> bool:
@@ -462,18 +406,13 @@ def _is_there(hold: Hold | None) -> bool:
     return True
 
 
-def _network_namespace() -> int:
-    """The calling thread's, by inode."""
-    return os.stat("/proc/thread-self/ns/net").st_ino
-
-
 def _place(point: EbpfAttachType) -> tuple[str | int, ...]:
     """What tells places at which programs compose; of no account for other kinds."""
     if point.kind == "xdp":
-        return ("xdp", point.target, _network_namespace())
+        return ("xdp", point.target, network_namespace())
     if point.kind == "tc":
         direction, priority = point.option("direction"), point.option("priority")
-        return ("tc", point.target, direction, priority or 0, _network_namespace())
+        return ("tc", point.target, direction, priority or 0, network_namespace())
     return ()
 
 

@@ -157,17 +157,10 @@ class Opening:
             return session
 
     def _hold(self, place: Mapping[str, Any], prog_fd: int) -> None:
-        """Write the attachment into the ledger and let the guard hold it, before it exists."""
-        from hypermesh_ebpf import ledger
+        from hypermesh_ebpf.guards import hold_recorded
 
         assert self._guard is not None
-        hold = Hold.from_dict(place, prog_fd)
-        entry = ledger.record(hold)
-        try:
-            self._guard.hold(hold, str(entry))
-        except BaseException:
-            entry.unlink(missing_ok=True)
-            raise
+        hold_recorded(self._guard, Hold.from_dict(place, prog_fd))
 
 
 class Session:

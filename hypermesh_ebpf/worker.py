@@ -217,6 +217,62 @@ class Worker:
         )
 
 
+class Workers:
+    """A worker for one request after another: kept while it lives, replaced when it does not.
+
+    Not for several threads at once.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._worker: Worker | None = None
+        self._netns = 0
+
+    def ask(
+        self,
+        request: Mapping[str, Any],
+        descriptors: Sequence[int],
+        hold: Hold,
+        *,
+        silence: float,
+        netns: tuple[int, int] | None = None,
+    ) -> Answer:
+        """The answer to a request, from a worker in this thread's network namespace.
+
+        ``netns`` is (inode, descriptor) of another one to be in.  Raises what the worker failed
+        with, WorkerError.
+        """
+        here = os.stat("/proc/thread-self/ns/net").st_ino
+        inode, descriptor = netns or (here, -1)
+        if self._worker is not None and not (self._worker.is_alive and self._netns == inode):
+            self.close()
+        while True:
+            elsewhere = [] if self._worker or inode == here else [descriptor]
+            worker = self._worker or Worker()
+            self._worker, self._netns = None, inode  # whoever fails badly is not asked again
+            asked = {**request, "log": log.level(), "elsewhere": bool(elsewhere)}
+            try:
+                worker.ask(asked, [*elsewhere, *descriptors])
+                answer = worker.result(hold, self._report, silence)
+            except WorkerLeft:
+                worker.close()
+                continue
+            except BaseException as error:
+                if isinstance(error, HmebpfError) and not isinstance(error, WorkerError):
+                    self._worker = worker
+                else:
+                    worker.close()
+                raise
+            self._worker = worker
+            return answer
+
+    def close(self) -> None:
+        """End the worker that waits, if there is one."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+
 def _start(channel_fd: int, said_fd: int) -> subprocess.Popen[bytes]:
     here = os.readlink("/proc/self/cwd")  # which may be deleted by now
     path = json.dumps([entry or here for entry in sys.path])

@@ -258,6 +258,21 @@ def test_a_chain_is_changed_from_another_network_namespace(os_: EbpfAbstraction)
         assert not attached(ns)
 
 
+def test_one_program_in_two_network_namespaces(os_: EbpfAbstraction) -> None:
+    """Two places, two guards, one set of maps."""
+    handle = os_.load_ebpf_program(source=COUNT_PACKETS, name="both.c")
+    with Namespace() as one, Namespace() as two:
+        for ns in (one, two):
+            with ns.entered():
+                os_.attach_ebpf_monitor(handle, "xdp:lo")
+        ping(one, 3)
+        ping(two, 4)
+        assert os_.read_ebpf_metrics(handle).values == {"packets": 14}
+        assert attached(one) == attached(two) != set()
+        os_.unload_ebpf_program(handle)
+        assert not attached(one) and not attached(two)
+
+
 def test_members_are_named_exactly_to_reorder(os_: EbpfAbstraction) -> None:
     with Namespace() as ns, ns.entered():
         one, two = (os_.load_ebpf_program(RETURN_2) for _ in range(2))

@@ -52,9 +52,17 @@ def test_record_names_the_attachment_and_its_owner(place: Path) -> None:
 
 
 def test_directory_is_for_its_owner_alone(place: Path) -> None:
-    record(1, "lo", 1)
+    path = record(1, "lo", 1)
     assert place.stat().st_mode & 0o777 == 0o700
-    assert [path.name for path in place.iterdir()] == ["xdp-1-1.json"]
+    assert list(place.iterdir()) == [path]
+
+
+def test_one_program_in_two_network_namespaces_is_two_entries(place: Path) -> None:
+    hold = Hold(1, "lo", 1, -1)
+    ledger.record(hold).unlink()
+    for netns in (4026531001, 4026531002):
+        ledger.record(hold, netns)
+    assert {entry.netns for entry in ledger.entries()} == {4026531001, 4026531002}
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o777, 0o1777])
