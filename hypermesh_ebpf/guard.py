@@ -23,7 +23,6 @@ import struct
 import sys
 import threading
 from dataclasses import dataclass
-from types import TracebackType
 
 from hypermesh_ebpf import guard_process as protocol
 from hypermesh_ebpf.attach.hold import Hold, TcFilter
@@ -215,12 +214,7 @@ class Guard:
     def __enter__(self) -> Guard:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.release()
 
     def _live_socket(self) -> socket.socket:

@@ -25,7 +25,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from hypermesh_ebpf import log
@@ -304,12 +303,7 @@ class EbpfAbstraction:
     def __enter__(self) -> EbpfAbstraction:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def _get(self, handle: EbpfHandle, verb: str) -> _Loaded:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from types import TracebackType
 from typing import Any
 
 import pytest
@@ -39,12 +38,7 @@ class Bpffs:
             pytest.skip(f"the BPF file system cannot be mounted here: {reason}")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._close()
 
     def _close(self) -> None:

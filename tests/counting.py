@@ -12,14 +12,15 @@ import ctypes
 import os
 import struct
 from contextlib import ExitStack
-from types import TracebackType
 
 import pytest
 
+from hypermesh_ebpf.attach import attach
 from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf.libbpf import check, libbpf
 from hypermesh_ebpf.bpf.programs import create_map, load_program, read_program_info
 from hypermesh_ebpf.bpf.spec import MapSpec, ProgramSpec
+from hypermesh_ebpf.errors import HookUnsupported
 from hypermesh_ebpf.host.environment import own_namespaces
 from hypermesh_ebpf.host.kernel_btf import function_btf_id
 from tests.netns import wait_until
@@ -72,12 +73,7 @@ class Counter:
         self._stack.callback(os.close, check(statistics))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
     def load(
@@ -120,3 +116,13 @@ def wait_until_freed(prog_id: int) -> None:
         return bool(fd < 0)
 
     wait_until(is_gone, f"program {prog_id} is freed")
+
+
+def link(point: EbpfAttachType, fd: int, number: int) -> int:
+    """A program attached by a link; its descriptor.  Skips where the kernel has no such links."""
+    try:
+        made = attach(point, fd, number, lambda hold: None, pinnable=True)
+    except HookUnsupported as error:
+        pytest.skip(str(error))
+    (found,) = made.descriptors
+    return found

@@ -16,10 +16,9 @@ from hypermesh_ebpf.attach import attach
 from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf import info
 from hypermesh_ebpf.bpf.libbpf import check
-from hypermesh_ebpf.errors import HookUnsupported
 from hypermesh_ebpf.host import filesystems
 from tests.bpffs import Bpffs
-from tests.counting import TC_PASS, XDP_PASS, Counter
+from tests.counting import TC_PASS, XDP_PASS, Counter, link
 from tests.netns import Namespace, needs_namespaces, needs_own_mounts
 from tests.running import COMMAND, ROOT, run_cli, running
 
@@ -39,16 +38,6 @@ def bpffs() -> Iterator[Bpffs]:
 def counter() -> Iterator[Counter]:
     with Counter() as made:
         yield made
-
-
-def link(point: EbpfAttachType, fd: int, number: int) -> int:
-    """A program attached by a link; its descriptor.  Skips where the kernel has no such links."""
-    try:
-        made = attach(point, fd, number, lambda hold: None, pinnable=True)
-    except HookUnsupported as error:
-        pytest.skip(str(error))
-    (found,) = made.descriptors
-    return found
 
 
 def files(bpffs: Bpffs) -> set[str]:

@@ -13,16 +13,15 @@ from typing import Any
 
 import pytest
 
-from hypermesh_ebpf.attach import attach
 from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf import info
 from hypermesh_ebpf.bpf.programs import create_map
 from hypermesh_ebpf.bpf.spec import MapSpec
-from hypermesh_ebpf.errors import HookUnsupported, UsageError
+from hypermesh_ebpf.errors import UsageError
 from hypermesh_ebpf.host.pins import check_name
 from tests.bpffs import Bpffs
 from tests.compiler import map_id
-from tests.counting import Counter, wait_until_freed
+from tests.counting import Counter, link, wait_until_freed
 from tests.netns import Namespace, needs_namespaces, needs_own_mounts, wait_until
 from tests.objects import example_path
 from tests.programs import load_program, program_id
@@ -44,16 +43,6 @@ def bpffs() -> Iterator[Bpffs]:
 def counter() -> Iterator[Counter]:
     with Counter() as made:
         yield made
-
-
-def link(point: EbpfAttachType, fd: int, number: int) -> int:
-    """A program attached by a link; its descriptor.  Skips where the kernel has no such links."""
-    try:
-        made = attach(point, fd, number, lambda hold: None, pinnable=True)
-    except HookUnsupported as error:
-        pytest.skip(str(error))
-    (found,) = made.descriptors
-    return found
 
 
 def exists(kind: str, number: int) -> bool:
