@@ -1,8 +1,7 @@
-"""kprobes, tracepoints, raw tracepoints, fentry, fexit and LSM hooks: attach through libbcc.
+"""kprobes, tracepoints, raw tracepoints, fentry, fexit and LSM hooks: attach, mostly by libbcc.
 
 Each attachment is a descriptor - of a perf event or of a BPF link - and ends with its last copy:
-nothing is left in kprobe_events, whatever becomes of the process.  libbcc makes perf events through
-the kprobe PMU (Linux 4.17), so no name has to be invented either.
+nothing is left in kprobe_events, whatever becomes of the process.
 """
 
 from __future__ import annotations
@@ -34,6 +33,9 @@ def attach(kind: str, target: str, prog_fd: int) -> int:
     "category:name" for tracepoint, a name for raw_tracepoint; fentry, fexit and lsm have theirs in
     the program.  Raises AttachError, MissingPrivilege.
     """
+    source = trials.event_source("kprobe") if kind in ("kprobe", "kretprobe") else None
+    if source is not None:
+        return _attach_kprobe(kind, target, prog_fd, source, link=False)
     return call(f"attach {kind} to {target}", _CALLS[kind](libbcc(), target, prog_fd))
 
 
@@ -66,7 +68,10 @@ def refusal(what: str, number: int, said: str = "") -> HmebpfError:
             "take the offset of an instruction, or none",
             errno=number,
         )
-    return AttachError(what, cause, "see `hmebpf check-system`", errno=number, details=said or None)
+    remedy = "see `hmebpf check-system`"
+    if number == errno.ESRCH:
+        remedy = "name a process that runs: `ps -e`"
+    return AttachError(what, cause, remedy, errno=number, details=said or None)
 
 
 def attach_link(kind: str, target: str, prog_fd: int) -> int:
@@ -87,11 +92,23 @@ def attach_link(kind: str, target: str, prog_fd: int) -> int:
     source = trials.event_source("kprobe")
     if source is None:
         raise HookUnsupported(what, "this kernel has no kprobe events (Linux 4.17)")
+    return _attach_kprobe(kind, target, prog_fd, source, link=True)
+
+
+def _attach_kprobe(kind: str, target: str, prog_fd: int, source: int, *, link: bool) -> int:
+    """By an event of the kprobe PMU (Linux 4.17), which goes with its descriptor.
+
+    Not by libbcc: refused an event, it makes an entry in kprobe_events, and leaves it there if that
+    does not help.
+    """
+    from hypermesh_ebpf.attach import perf_event
+
     function, offset = split_offset(target)
     name = ct.create_string_buffer(function.encode())
     config = 1 << trials.return_bit("kprobe") if kind == "kretprobe" else 0
+    what = f"attach {kind} to {target}"
     return perf_event.attach_probe(
-        what, prog_fd, source, config, ct.addressof(name), offset, link=True
+        what, prog_fd, source, config, ct.addressof(name), offset, link=link
     )
 
 

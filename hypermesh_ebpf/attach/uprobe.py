@@ -72,16 +72,17 @@ def _attach(
     pid: int | None,
     pinnable: bool,
 ) -> int:
-    if pinnable or counter:  # before 0.21 libbcc knows no reference counter and leaves it out
-        source = trials.event_source("uprobe")
-        if source is None:
-            raise HookUnsupported(what, "this kernel has no uprobe events (Linux 4.17)")
+    source = trials.event_source("uprobe")
+    if source is not None:
+        # Not by libbcc: refused an event, it makes an entry in uprobe_events and leaves it there.
         file = ct.create_string_buffer(os.fsencode(path))
         config = counter << _COUNTER_SHIFT
         config |= 1 << trials.return_bit("uprobe") if is_return else 0
         return perf_event.attach_probe(
             what, prog_fd, source, config, ct.addressof(file), offset, pid=pid, link=pinnable
         )
+    if pinnable or counter:
+        raise HookUnsupported(what, "this kernel has no uprobe events (Linux 4.17)")
     lib = libbcc()
     process = -1 if pid is None else pid
     event = f"hmebpf_{offset:x}".encode()

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,11 +152,29 @@ def test_counts_every_event_and_leaves_nothing(
     )
     case.fire()
     assert counter.read() == PRIME
+    assert ours_in_tracefs() == []
+
+
+def ours_in_tracefs() -> list[str]:
+    """Entries in kprobe_events and uprobe_events, which would outlive every process."""
+    found = []
     for name in ("kprobe_events", "uprobe_events"):
-        try:
-            assert "hmebpf" not in filesystems.read_tracefs(name)
-        except FileNotFoundError:
-            continue
+        with suppress(FileNotFoundError):
+            found += filesystems.read_tracefs(name).splitlines()
+    return [line for line in found if "hmebpf" in line]
+
+
+@pytest.mark.parametrize("kind", ["uprobe", "uretprobe"])
+def test_a_refused_probe_leaves_nothing(kind: str, counter: Counter) -> None:
+    """libbcc, refused an event for a process that is gone, left an entry in uprobe_events."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    point = parse(f"{kind}:c:a64l,pid={child.pid}")
+    fd, prog_id = counter.load(parse(f"{kind}:c:a64l"))
+    with pytest.raises(AttachError) as caught:
+        do_attach(point, fd, prog_id)
+    assert caught.value.remedy
+    assert ours_in_tracefs() == []
 
 
 def test_program_is_freed_when_hook_and_program_are_closed() -> None:
