@@ -120,6 +120,7 @@ _MODULES = {
     ),
     "hypermesh_ebpf.session": ("open_monitor",),
 }
+__all__ = sorted(name for names in _MODULES.values() for name in names)  # noqa: PLE0605
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 

@@ -25,7 +25,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
     from hypermesh_ebpf import monitors
 
     live = {*monitors.names(), "load", "run", "top"}
-    os._exit(0 if set(sys.argv[1:2]) & live else 1)
+    os._exit(0 if set(sys.argv[1:2]) & live and "--pin" not in sys.argv else 1)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ and between processes::
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,14 @@ _CHOICES = {
     "direction": ("ingress", "egress"),
     "attach": CGROUP_POINTS,
 }
-_NUMBERS = ("priority", "pid", "cpu", "period", "frequency")
+# option: the least and the most that it can be
+_NUMBERS = {
+    "priority": (1, 65535),
+    "pid": (1, 2**22),
+    "cpu": (0, 8191),
+    "period": (1, 2**63 - 1),
+    "frequency": (1, 1_000_000),
+}
 # kind: its options with their defaults; None means "not given"
 _OPTIONS: dict[str, dict[str, Any]] = {
     "xdp": {"mode": "auto", "replace": False, "link": False},
@@ -77,6 +85,8 @@ class EbpfAttachType:
             raise UsageError(what, f"there is no attach type {kind!r}", f"use {', '.join(KINDS)}")
         if not target and kind != "perf_event":
             raise UsageError(what, "it names no target", f"for instance {_EXAMPLES[kind]}")
+        if "\0" in target:
+            raise UsageError(what.replace("\0", "\\0"), "it has a NUL in it", _EXAMPLES[kind])
         defaults = _OPTIONS.get(kind, {})
         for name, value in options.items():
             _check_option(what, kind, name, value)
@@ -91,7 +101,8 @@ class EbpfAttachType:
     def parse(cls, text: str) -> EbpfAttachType:
         """The attach point that a text names.  Raises UsageError."""
         kind, _, rest = text.partition(":")
-        target, *words = rest.split(",")
+        target, *words = re.split(r"(?<!\\),", rest)
+        target = target.replace("\\,", ",")
         options: dict[str, Any] = {}
         for word in words:
             name, has_value, value = word.partition("=")
@@ -105,7 +116,8 @@ class EbpfAttachType:
 
     def __str__(self) -> str:
         options = [name if value is True else f"{name}={value}" for name, value in self.given]
-        return ",".join([f"{self.kind}:{self.target}", *options])
+        target = self.target.replace(",", "\\,")  # a path may have commas
+        return ",".join([f"{self.kind}:{target}", *options])
 
     def option(self, name: str) -> Any:
         """The value of one of the kind's options, its default where it was not given."""
@@ -247,8 +259,11 @@ def _check_option(what: str, kind: str, name: str, value: Any) -> None:
         return
     if name in _CHOICES and value not in _CHOICES[name]:
         raise UsageError(what, f"{name} is {value!r}", f"use {', '.join(_CHOICES[name])}")
-    if name in _NUMBERS and (type(value) is not int or value < 0):
+    if name in _NUMBERS and type(value) is not int:
         raise UsageError(what, f"{name} is {value!r}, which is no number", f"{name}=1")
+    if name in _NUMBERS and not _NUMBERS[name][0] <= value <= _NUMBERS[name][1]:
+        least, most = _NUMBERS[name]
+        raise UsageError(what, f"{name} is {value}", f"take {least} to {most}")
     if isinstance(known[name], bool) and not isinstance(value, bool):
         raise UsageError(what, f"{name} takes no value", f"write `{name}` alone")
 

@@ -30,6 +30,7 @@ from hypermesh_ebpf.errors import DetachError, GuardError, describe_errno
 
 _ANSWER_SECONDS = 10.0  # others can hold the network configuration lock for long
 _ATTEMPTS = 3
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _START_REMEDY = "check `ulimit -u` and free memory, then try again"
 
 _MEANINGS = {
@@ -295,13 +296,22 @@ class Guard:
         return True
 
     def _exchange(self, message: bytes, *descriptors: int) -> bytes | None:
-        """Send a message and wait for the answer; None when the guard is dead."""
+        """Send a message and wait for the answer; None when the guard is dead.
+
+        Not to be interrupted: an answer that nobody reads would be taken for the next one's.
+        """
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
         try:
             self._await_ready()
             socket.send_fds(self._live_socket(), [message], descriptors)
             return self._receive()
         except ConnectionError:
             return None
+        except BaseException:  # another thread took the signal: what is unread goes with the guard
+            self._bury()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _await_ready(self) -> None:
         if not self._ready:

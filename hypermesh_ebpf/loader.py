@@ -14,8 +14,8 @@ import dataclasses
 import itertools
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from hypermesh_ebpf import log
 from hypermesh_ebpf.attach.hold import Hold
 from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf.chain import Chain, Member, close_chain, load_chain
+from hypermesh_ebpf.bpf.info import read_fdinfo
 from hypermesh_ebpf.bpf.programs import (
     close_all,
     close_attachments,
@@ -31,6 +32,9 @@ from hypermesh_ebpf.bpf.programs import (
 )
 from hypermesh_ebpf.errors import (
     AlreadyAttached,
+    AttachError,
+    HmebpfError,
+    InvalidHandle,
     NotAttached,
     TargetGone,
     UsageError,
@@ -70,6 +74,10 @@ class Composition:
     held: Hold | None
     chain: Chain | None = None
 
+    def disown(self, programs: ProgramSet) -> None:
+        """Know no more of the members of a set that is given back."""
+        self.members = [member for member in self.members if member.owner is not programs]
+
     @property
     def head(self) -> int:
         """The program that the interface has."""
@@ -96,6 +104,8 @@ class Loader:
         self._lock = threading.RLock()
         self._workers = Workers(report)
         self._mark = mark_process()
+        self._owner = os.getpid()
+        self._closed = False
         self._guards = Guards(report)
         self._namespaces: dict[int, int] = {}  # descriptors, by inode
         self._sets: list[ProgramSet] = []
@@ -126,6 +136,7 @@ class Loader:
         Raises CompileError, InvalidProgram, VerifierError, LoadError, Unsupported, UsageError,
         WorkerError.
         """
+        self._require_ours("load")
         if source.form != "elf" and source.form != "c" and settings:
             name = next(iter(settings))
             raise UsageError(
@@ -143,18 +154,12 @@ class Loader:
             "flags": list(flags),
             "use_cache": use_cache,
         }
-        memory = os.memfd_create("source")
-        try:
-            with open(memory, "wb", closefd=False) as file:
-                file.write(source.data)
-            silence = _COMPILE_SECONDS if source.form == "c" else _SILENCE_SECONDS
+        silence = _COMPILE_SECONDS if source.form == "c" else _SILENCE_SECONDS
+        with self._lock, _in_memory(source.data) as memory:
             answer, descriptors = self._ask(request, [memory], silence=silence)
-        finally:
-            os.close(memory)
-        loaded = unpack_set(answer, descriptors)
-        with self._lock:
+            loaded = unpack_set(answer, descriptors)
             self._sets.append(loaded)
-        return loaded
+            return loaded
 
     def attach(
         self,
@@ -172,6 +177,11 @@ class Loader:
         AttachError, VerifierError.
         """
         with self._lock:
+            self._require_ours("attach")
+            if program.owner not in self._sets:
+                raise InvalidHandle(
+                    f"attach {program.spec.name}", "it was unloaded", "load it once more"
+                )
             place = _place(point)
             if (place or point) in [each.place or each.point for each in program.attached]:
                 raise AlreadyAttached(
@@ -186,32 +196,70 @@ class Loader:
                     "detach it first, or load the program once more",
                 )
             here = self._places.get(place)
+            if here is not None and self._is_gone(here):
+                self._forget(here)
+                here = None
             if here is None:
                 attached = self._attach_first(program, point, pinnable)
-            else:
-                members = list(here.members)
-                members.insert(len(members) if position is None else position, program)
+                program.attached.append(attached)
+                return attached
+            _require_same_way(here.attached, point)
+            members = list(here.members)
+            members.insert(len(members) if position is None else max(position, 0), program)
+            try:
                 self._rebuild(here, members)
-                attached = here.attached
-            program.attached.append(attached)
-            return attached
+            finally:
+                if program in here.members:
+                    program.attached.append(here.attached)
+            return here.attached
 
-    def detach(self, program: Program) -> None:
-        """Take a program off wherever it is attached.  Raises NotAttached, DetachError."""
+    def detach(self, program: Program, attached: Attached | None = None) -> None:
+        """Take a program off, wherever it is attached or from one place.
+
+        Raises NotAttached, DetachError, AttachError where another one's program is in the way.
+        """
         with self._lock:
+            self._require_ours("detach")
             if not program.attached:
                 raise NotAttached(
                     f"detach {program.spec.name}", "it is attached nowhere", "attach it first"
                 )
-            while program.attached:
-                attached = program.attached[-1]
-                here = self._places.get(attached.place)
-                if here is not None and len(here.members) > 1:
-                    self._rebuild(here, [each for each in here.members if each is not program])
-                else:
-                    self._detach_last(attached)
-                program.attached.pop()
-                log.info("detached %s from %s", program.spec.name, attached.hook)
+            for each in [attached] if attached is not None else program.attached[::-1]:
+                self._detach_one(program, each)
+                log.info("detached %s from %s", program.spec.name, each.hook)
+
+    def _detach_one(self, program: Program, attached: Attached) -> None:
+        here = self._places.get(attached.place)
+        if here is None or len(here.members) == 1:
+            self._detach_last(attached)
+            program.attached.remove(attached)
+            return
+        try:
+            self._rebuild(here, [each for each in here.members if each is not program])
+        except (AttachError, TargetGone):
+            if not self._is_gone(here):
+                raise
+            self._forget(here)  # somebody took it off, or the interface is gone
+        finally:
+            if program not in here.members and attached in program.attached:
+                program.attached.remove(attached)
+
+    def _is_gone(self, here: Composition) -> bool:
+        """Whether what we attached there is certainly not there any more."""
+        if here.held is None or here.attached.netns != network_namespace():
+            return False
+        return not _is_there(here.held)
+
+    def _forget(self, here: Composition) -> None:
+        """Give up a place from which somebody else took our programs."""
+        self._places.pop(here.attached.place, None)
+        for member in here.members:
+            member.attached.remove(here.attached)
+        here.members = []
+        self._guards.remove(here.held, here.attached.netns)
+        close_attachments(here.attached.descriptors)
+        if here.chain is not None:
+            close_chain(here.chain)
 
     def members(self, point: EbpfAttachType) -> list[Program]:
         """The programs that run at an XDP or TC place, in their order."""
@@ -222,8 +270,8 @@ class Loader:
     def is_composed(self, program: Program) -> bool:
         """Whether it runs together with others, so that the kernel counts its runs with theirs."""
         with self._lock:
-            places = [self._places[each.place] for each in program.attached if each.place]
-            return any(len(here.members) > 1 for here in places)
+            places = [self._places.get(each.place) for each in program.attached]
+            return any(here is not None and len(here.members) > 1 for here in places)
 
     def chains(self) -> list[Chain]:
         """What the kernel runs at the places that have several programs."""
@@ -248,10 +296,13 @@ class Loader:
             self._rebuild(here, list(programs))
 
     def check_places(self) -> None:
-        """Look whether what a guard holds is still attached.  Raises TargetGone."""
+        """Look whether what a guard holds is still attached, in this thread's network namespace.
+
+        Raises TargetGone.
+        """
         with self._lock:
             for here in self._places.values():
-                if here.held is not None:
+                if here.held is not None and here.attached.netns == network_namespace():
                     require_attached(here.held)
 
     def unload(self, programs: ProgramSet) -> None:
@@ -262,13 +313,16 @@ class Loader:
             self._sets.remove(programs)
             with ExitStack() as undo:
                 undo.callback(close_all, programs.descriptors())
+                for here in self._places.values():  # whatever a failed detach leaves behind
+                    undo.callback(here.disown, programs)
                 for program in programs.programs:
-                    if program.attached:
+                    if program.attached and os.getpid() == self._owner:
                         undo.callback(self.detach, program)
 
     def close(self) -> None:
         """Take everything off, and end worker and guards.  Raises DetachError."""
         with self._lock, ExitStack() as undo:
+            self._closed = True
             sets, self._sets = self._sets, []
             for programs in sets:
                 undo.callback(close_all, programs.descriptors())
@@ -296,6 +350,18 @@ class Loader:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _require_ours(self, verb: str) -> None:
+        """Raise UsageError in a forked child, which must not touch its parent's attachments, and
+        after close()."""
+        if os.getpid() != self._owner:
+            raise UsageError(
+                f"{verb} in a forked process",
+                "what is loaded belongs to the process that loaded it",
+                "make another with create_os_abstraction() in the child",
+            )
+        if self._closed:
+            raise UsageError(verb, "it is closed", "make another with create_os_abstraction()")
+
     def _ask(
         self,
         request: Mapping[str, Any],
@@ -315,6 +381,8 @@ class Loader:
         told, descriptors = tell_program(program)
         request = {"do": "attach", "point": str(point), "pinnable": pinnable, "program": told}
         netns = network_namespace()
+        if _place(point) and netns not in self._namespaces:
+            self._namespaces[netns] = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         held: Hold | None = None
 
         def hold(data: Mapping[str, Any], prog_fd: int) -> None:
@@ -332,8 +400,6 @@ class Loader:
         place = _place(point)
         attached = Attached(point, answer["hook"], tuple(attachments), place, netns)
         if place:
-            if netns not in self._namespaces:
-                self._namespaces[netns] = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
             self._places[place] = Composition([program], attached, held)
         return attached
 
@@ -347,7 +413,7 @@ class Loader:
             chain = load_chain([_member(program) for program in members], point.kind)
             if chain.note:
                 self._report("note", f"{point}: chained by tail calls ({chain.note})")
-        old_head, old_held, old_chain = here.head, here.held, here.chain
+        old_head, old_held = here.head, here.held
         new = Composition(members, here.attached, None, chain)
         netns = here.attached.netns
         try:
@@ -363,16 +429,33 @@ class Loader:
             }
             self._ask(request, [old_head, new.head, *here.attached.descriptors], netns=netns)
         except BaseException as error:
-            # A worker that died may have swapped before: then the new one runs, and is held.
-            if not (isinstance(error, WorkerError) and _is_there(new.held)):
-                self._guards.drop(new.held, netns)
+            # Only a refusal proves that nothing changed: a worker that died may have swapped.
+            refused = isinstance(error, HmebpfError) and not isinstance(error, WorkerError)
+            if refused or not self._runs(new):
+                self._guards.drop(new.held if refused else None, netns)  # in doubt both are held
                 if chain is not None:
                     close_chain(chain)
                 raise
-        here.members, here.held, here.chain = members, new.held, chain
-        self._guards.drop(old_held, netns)
+            self._take_over(here, new)
+            if not isinstance(error, WorkerError):
+                raise
+            return
+        self._take_over(here, new)
+
+    def _take_over(self, here: Composition, new: Composition) -> None:
+        """The new programs run: what the old ones needed can go."""
+        old_held, old_chain = here.held, here.chain
+        here.members, here.held, here.chain = new.members, new.held, new.chain
+        self._guards.drop(old_held, here.attached.netns)
         if old_chain is not None:
             close_chain(old_chain)
+
+    def _runs(self, new: Composition) -> bool:
+        """Whether the kernel runs these programs at their place, as far as it can be asked."""
+        if new.held is not None:
+            return new.attached.netns == network_namespace() and _is_there(new.held)
+        prog_id = str(read_program_info(new.head).id)
+        return all(read_fdinfo(fd).get("prog_id") == prog_id for fd in new.attached.descriptors)
 
     def _load_now(self, program: Program, point: EbpfAttachType) -> None:
         """A member of a chain has its type by now."""
@@ -384,9 +467,39 @@ class Loader:
 
     def _detach_last(self, attached: Attached) -> None:
         """Take the only program off a place."""
-        here = self._places.pop(attached.place, None)
+        here = self._places.get(attached.place)
         self._guards.remove(here.held if here else None, attached.netns)
+        self._places.pop(attached.place, None)
         close_attachments(attached.descriptors)
+
+
+@contextmanager
+def _in_memory(data: bytes) -> Iterator[int]:
+    """A memory file with these bytes.  Raises WorkerError where none can be had."""
+    try:
+        memory = os.memfd_create("source")
+    except OSError as error:
+        raise WorkerError(
+            "hand a program over", str(error), "allow more open files: `ulimit -n 4096`"
+        ) from error
+    try:
+        with open(memory, "wb", closefd=False) as file:
+            file.write(data)
+        yield memory
+    finally:
+        os.close(memory)
+
+
+def _require_same_way(there: Attached, point: EbpfAttachType) -> None:
+    """Programs of one place are attached in one way.  Raises UsageError for another one."""
+    for name, value in point.given:
+        same = there.hook == f"xdp:{value}" if name == "mode" else there.point.option(name) == value
+        if name in ("link", "mode") and not same:
+            raise UsageError(
+                f"attach to {point}",
+                f"our programs are there by {there.point} ({there.hook}), and this one joins them",
+                f"give it as {there.point}",
+            )
 
 
 def _is_there(hold: Hold | None) -> bool:

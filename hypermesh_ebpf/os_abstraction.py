@@ -21,19 +21,18 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hypermesh_ebpf import log
 from hypermesh_ebpf.attach_type import EbpfAttachType
-from hypermesh_ebpf.bpf.libbpf import check, libbpf
-from hypermesh_ebpf.bpf.programs import read_program_info
+from hypermesh_ebpf.bpf.programs import read_program_info, switch_statistics_on
 from hypermesh_ebpf.errors import HmebpfError, InvalidHandle, NotAttached, Unsupported, UsageError
 from hypermesh_ebpf.loader import Loader
-from hypermesh_ebpf.program_set import Program, ProgramSet, Source
+from hypermesh_ebpf.program_set import Attached, Program, ProgramSet, Source
 from hypermesh_ebpf.worker import Report
 
 HISTORY = 300
@@ -42,7 +41,6 @@ HISTORY = 300
 MOST_ENTRIES = 100_000
 """How many entries of one map a reading takes; more are counted in ``entries_left_out``."""
 
-_STATS_RUN_TIME = 0  # enum bpf_stats_type
 _numbers = itertools.count(1)
 
 
@@ -94,6 +92,7 @@ class _Loaded:
     programs: ProgramSet
     metric_type: str | None
     stats_fd: int | None = None
+    lock: Any = field(default_factory=threading.RLock)
     history: deque[EbpfMetrics] = field(default_factory=lambda: deque(maxlen=HISTORY))
 
 
@@ -128,9 +127,9 @@ class EbpfAbstraction:
 
         ``hmebpf check-system`` says why not.
         """
-        from hypermesh_ebpf.host import trials
-
         try:
+            from hypermesh_ebpf.host import trials
+
             os.close(trials.load_program(trials.SOCKET_FILTER))
         except (OSError, HmebpfError):
             return False
@@ -157,12 +156,13 @@ class EbpfAbstraction:
             raise UsageError(
                 "load a program", "give either a program or C source", "load_ebpf_program(data)"
             )
+        _require_texts(settings or {}, flags)
         if metric_type not in (None, "counter", "gauge", "histogram"):
             raise UsageError(
                 f"metric type {metric_type!r}", "there is none", "use counter, gauge or histogram"
             )
         if source is not None:
-            made = Source("c", name or "program.c", source.encode())
+            made = Source("c", name or "program.c", source.encode(errors="surrogateescape"))
         elif isinstance(program, (bytes, bytearray, memoryview)):
             made = Source.of(bytes(program), name or "program")
         else:
@@ -188,24 +188,33 @@ class EbpfAbstraction:
         (default: the last).  Raises InvalidHandle, AlreadyAttached, HookUnsupported,
         MissingPrivilege, InterfaceNotFound, InterfaceBusy, AttachError, VerifierError, UsageError.
         """
-        loaded = self._get(handle, "attach")
-        for each, point in self._wanted(loaded.programs, attach_type, program):
-            self._loader.attach(each, point, position=position)
-        if not loaded.programs.maps and loaded.stats_fd is None:
-            loaded.stats_fd = _switch_statistics_on()
+        if position is not None and position < 0:
+            raise UsageError(f"attach at position {position}", "positions count from 0", "0")
+        with self._using(handle, "attach") as loaded:
+            wanted = self._wanted(loaded.programs, attach_type, program)
+            if not loaded.programs.maps and loaded.stats_fd is None:
+                loaded.stats_fd = switch_statistics_on()
+            done: list[tuple[Program, Attached]] = []
+            try:
+                for each, point in wanted:
+                    done.append((each, self._loader.attach(each, point, position=position)))
+            except BaseException:  # all or none
+                for each, attached in reversed(done):
+                    self._loader.detach(each, attached)
+                raise
 
     def detach_ebpf_monitor(self, handle: EbpfHandle, *, program: str | None = None) -> None:
         """Take the handle's programs (or one of them) off; they stay loaded.
 
         Raises InvalidHandle, NotAttached, DetachError.
         """
-        loaded = self._get(handle, "detach")
-        chosen = [loaded.programs.find(program)] if program else loaded.programs.programs
-        attached = [each for each in chosen if each.attached]
-        if not attached:
-            raise _not_attached("detach", loaded.programs)
-        for each in attached:
-            self._loader.detach(each)
+        with self._using(handle, "detach") as loaded:
+            chosen = [loaded.programs.find(program)] if program else loaded.programs.programs
+            attached = [each for each in chosen if each.attached]
+            if not attached:
+                raise _not_attached("detach", loaded.programs)
+            for each in attached:
+                self._loader.detach(each)
 
     def reorder_ebpf_monitors(
         self, attach_type: EbpfAttachType | str, handles: Sequence[EbpfHandle]
@@ -232,31 +241,32 @@ class EbpfAbstraction:
 
         Raises InvalidHandle, NotAttached, MapError.
         """
-        loaded = self._get(handle, "read")
-        attached = [each for each in loaded.programs.programs if each.attached]
-        if not attached:
-            raise _not_attached("read", loaded.programs)
-        values, left_out = self._read_values(loaded, attached)
-        with self._lock:
+        with self._using(handle, "read") as loaded:
+            places = [(each, list(each.attached)) for each in loaded.programs.programs]
+            places = [(each, attached) for each, attached in places if attached]
+            if not places:
+                raise _not_attached("read", loaded.programs)
+            values, left_out = self._read_values(loaded, [each for each, _attached in places])
+            program, attached = places[0]
             metrics = EbpfMetrics(
                 name=loaded.programs.name,
                 metric_type=_metric_type(loaded, values),
                 values=values,
                 timestamp_ms=time.time_ns() // 1_000_000,
-                metadata=_metadata(attached[0], left_out),
+                metadata=_metadata(program, attached[0], left_out),
             )
             loaded.history.append(metrics)
-        return metrics
+            return metrics
 
     def last_ebpf_metrics(self, handle: EbpfHandle) -> EbpfMetrics | None:
         """The last reading, without another one; None before the first.  Raises InvalidHandle."""
-        history = self._get(handle, "read").history
-        return history[-1] if history else None
+        with self._using(handle, "read") as loaded:
+            return loaded.history[-1] if loaded.history else None
 
     def ebpf_metrics_history(self, handle: EbpfHandle) -> list[EbpfMetrics]:
         """The last readings, at most :data:`HISTORY`, oldest first.  Raises InvalidHandle."""
-        with self._lock:
-            return list(self._get(handle, "read").history)
+        with self._using(handle, "read") as loaded:
+            return list(loaded.history)
 
     def unload_ebpf_program(self, handle: EbpfHandle) -> None:
         """Detach and free.  Does nothing for a handle that was unloaded already.
@@ -264,12 +274,12 @@ class EbpfAbstraction:
         Raises InvalidHandle for one that was never given out, DetachError.
         """
         with self._lock:
-            if handle in self._unloaded:
+            if _is_hashable(handle) and handle in self._unloaded:
                 return
-            loaded = self._get(handle, "unload")
-            del self._loaded[handle]
-            self._unloaded.add(handle)
-        with ExitStack() as undo:
+        with self._using(handle, "unload") as loaded, ExitStack() as undo:
+            with self._lock:
+                del self._loaded[handle]
+                self._unloaded.add(handle)
             if loaded.stats_fd is not None:
                 undo.callback(os.close, loaded.stats_fd)
             undo.callback(self._loader.unload, loaded.programs)
@@ -292,9 +302,11 @@ class EbpfAbstraction:
 
     def close(self) -> None:
         """Unload everything.  Raises DetachError."""
-        with self._lock, ExitStack() as undo:
+        with self._lock:
             loaded, self._loaded = self._loaded, {}
             self._unloaded |= set(loaded)
+        # Not under our lock: the loader's holder may be waiting for it, in a report to the caller.
+        with ExitStack() as undo:
             for each in loaded.values():
                 if each.stats_fd is not None:
                     undo.callback(os.close, each.stats_fd)
@@ -305,6 +317,15 @@ class EbpfAbstraction:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @contextmanager
+    def _using(self, handle: EbpfHandle, verb: str) -> Iterator[_Loaded]:
+        """What belongs to a handle, for one thread at a time."""
+        loaded = self._get(handle, verb)
+        with loaded.lock:
+            if self._get(handle, verb) is not loaded:  # unloaded while we waited
+                raise _invalid(handle, verb)
+            yield loaded
 
     def _get(self, handle: EbpfHandle, verb: str) -> _Loaded:
         with self._lock:
@@ -342,7 +363,27 @@ class EbpfAbstraction:
 
 
 def _point(attach_type: EbpfAttachType | str) -> EbpfAttachType:
-    return EbpfAttachType.parse(attach_type) if isinstance(attach_type, str) else attach_type
+    if isinstance(attach_type, EbpfAttachType):
+        return attach_type
+    if not isinstance(attach_type, str):
+        raise UsageError(
+            f"attach to {attach_type!r}", "it is no attach point", 'EbpfAttachType.xdp("lo")'
+        )
+    return EbpfAttachType.parse(attach_type)
+
+
+def _require_texts(settings: Mapping[str, str], flags: Sequence[str]) -> None:
+    """Settings and flags cross a process boundary: texts, and several flags, not one."""
+    given: list[object] = [value for pair in settings.items() for value in pair]
+    wrong = [value for value in given if not isinstance(value, str)]
+    if wrong:
+        raise UsageError(f"set {wrong[0]!r}", "it is no text", 'settings={"variable": "42"}')
+    if isinstance(flags, str):
+        raise UsageError(f"flags {flags!r}", "it is one text", 'flags=["-DNAME=1"]')
+
+
+def _is_hashable(handle: object) -> bool:
+    return type(handle).__hash__ is not None
 
 
 def _invalid(handle: object, verb: str) -> InvalidHandle:
@@ -357,14 +398,6 @@ def _not_attached(verb: str, programs: ProgramSet) -> NotAttached:
     return NotAttached(
         f"{verb} {programs.name}", "it is attached nowhere", "call attach_ebpf_monitor first"
     )
-
-
-def _switch_statistics_on() -> int | None:
-    """Let the kernel count runs while the descriptor is open; None where it may not (root only)."""
-    try:
-        return check(libbpf().bpf_enable_stats(_STATS_RUN_TIME))
-    except OSError:
-        return None
 
 
 def _metric_type(loaded: _Loaded, values: Mapping[str, Any]) -> str:
@@ -384,8 +417,7 @@ def _metric_type(loaded: _Loaded, values: Mapping[str, Any]) -> str:
     return "gauge" if fell else before.metric_type
 
 
-def _metadata(program: Program, left_out: int | None) -> dict[str, str | int]:
-    attached = program.attached[0]
+def _metadata(program: Program, attached: Attached, left_out: int | None) -> dict[str, str | int]:
     point = attached.point
     known: dict[str, str | int] = {
         "attach_type": point.kind,

@@ -6,6 +6,7 @@ What :mod:`hypermesh_ebpf.run` needs of a session is here, with the maps' own ta
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,11 +16,12 @@ from typing import Any
 
 from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf.chain import NAME as CHAIN
+from hypermesh_ebpf.bpf.programs import read_program_info, switch_statistics_on
 from hypermesh_ebpf.bpf.spec import MapSpec
 from hypermesh_ebpf.errors import UsageError
 from hypermesh_ebpf.guard import Guard
 from hypermesh_ebpf.loader import Loader
-from hypermesh_ebpf.metrics.sample import Event, Loss, Sample, Start
+from hypermesh_ebpf.metrics.sample import Event, Loss, Row, Sample, Start
 from hypermesh_ebpf.program_set import Program, ProgramSet, Source
 from hypermesh_ebpf.program_view import make_view
 from hypermesh_ebpf.watching import count_missed
@@ -59,6 +61,9 @@ class ProgramSession:
         targets = tuple(dict.fromkeys(_watched(each.point) for each in attached))
         self.target: str | list[str] = targets[0] if len(targets) == 1 else list(targets)
         self._attached_at = time.monotonic()
+        self._statistics = -1
+        if not any(programs.maps for programs in sets):
+            self._statistics = switch_statistics_on() or -1
         self._programs = [p for programs in sets for p in programs.programs if p.attached]
         ids = tuple(program.id for program in self._programs if program.id is not None)
         self.start = Start(time.time(), title, self.target, hooks, None, ids)
@@ -85,16 +90,27 @@ class ProgramSession:
             monitor=self.monitor.name,
             target=self.target,
             elapsed_s=round(time.monotonic() - self._attached_at, 3),
-            totals=reading.totals,
+            totals=self._count_runs() or reading.totals,
             rows=reading.rows,
             loss=Loss(reading.events_lost, reading.map_full, missed),
             histograms=reading.histograms,
             tables=reading.tables,
         )
 
+    def _count_runs(self) -> Row:
+        """What a program without maps has to show: the kernel's own count of its runs."""
+        if self._statistics < 0:
+            return {}
+        alone = [p for p in self._programs if not self._loader.is_composed(p)]
+        runs = [read_program_info(p.fd).run_count for p in alone if p.fd is not None]
+        return {"probe_hits": sum(runs)} if len(runs) == len(self._programs) else {}
+
     def close(self) -> None:
         """Detach, and free everything.  Raises DetachError."""
         with ExitStack() as undo:
+            if self._statistics >= 0:
+                undo.callback(os.close, self._statistics)
+                self._statistics = -1
             undo.callback(self._loader.close)
             undo.callback(self._collector.close)
 

@@ -31,8 +31,9 @@ class Source:
         """
         try:
             data = path.read_bytes()
-        except OSError as error:
-            raise UsageError(f"read {path}", error.strerror, f"look: `ls -l {path}`") from error
+        except (OSError, ValueError) as error:  # a NUL in the path
+            cause = error.strerror if isinstance(error, OSError) else str(error)
+            raise UsageError(f"read {path}", cause, f"look: `ls -l {path}`") from error
         if path.suffix in (".c", ".h"):
             return cls("c", path.name, data, path.absolute())
         return cls.of(data, path.name)

@@ -144,6 +144,7 @@ def run_programs(open_session: Callable[[], Watched], run: RunOptions, stream: T
     with Stop().installed() as stop:
         try:
             session = open_session()
+            run = replace(run, events=run.events and bool(session.rings))
             try:
                 sink = _open_sink(session.monitor, session.options, run, stream, stop)
             except BaseException:

@@ -29,6 +29,7 @@ from hypermesh_ebpf.attach.hold import Hold
 from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf.programs import load_program, program_type, read_program_info
 from hypermesh_ebpf.bpf.spec import ProgramSpec, pack_program, unpack_program
+from hypermesh_ebpf.errors import InterfaceBusy
 from hypermesh_ebpf.host.hooks import require_hook
 from hypermesh_ebpf.host.kernel_btf import function_btf_id
 from hypermesh_ebpf.image.image import Image, LoadedSource
@@ -193,13 +194,18 @@ def _attach(talk: Talk, request: Mapping[str, Any], descriptors: Sequence[int]) 
     with ExitStack() as undo:
         fd = _take(request["program"], point, iter(descriptors), undo)
         known = _identify(fd)
-        made = attach.attach(
-            point,
-            fd,
-            known["id"],
-            lambda hold: talk.hold(asdict(hold), fd),
-            pinnable=request["pinnable"],
-        )
+        try:
+            made = attach.attach(
+                point,
+                fd,
+                known["id"],
+                lambda hold: talk.hold(asdict(hold), fd),
+                pinnable=request["pinnable"],
+            )
+        except InterfaceBusy as error:  # an option here, where a monitor has a flag
+            option = f"the attach point {point.kind}:{point.target},replace"
+            error.remedy = (error.remedy or "").replace("--replace", option)
+            raise
         for each in made.descriptors:
             undo.callback(os.close, each)
         log.info("attached program %d to %s (%s)", known["id"], point, made.hook)

@@ -84,7 +84,7 @@ def _parse_attach(text: str) -> tuple[str | None, EbpfAttachType]:
     """("count", xdp:lo) of "count=xdp:lo", (None, xdp:lo) of "xdp:lo"."""
     from hypermesh_ebpf.attach_type import EbpfAttachType
 
-    match = re.match(r"([A-Za-z_]\w*)=", text)
+    match = re.match(r"([^:=,/]+)=", text)
     program = match[1] if match else None
     return program, EbpfAttachType.parse(text[match.end() :] if match else text)
 

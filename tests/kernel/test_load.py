@@ -325,6 +325,27 @@ def test_table_for_a_person() -> None:
     assert "count reached" in out.splitlines()[-1]
 
 
+def test_csv_has_the_maps_of_a_program_without_events() -> None:
+    with Namespace() as ns:
+        argv = ("load", str(example_path("xdp_packet_counter")), "--attach", "xdp:lo")
+        process = ns.start(*COMMAND, *argv, "-n", "2", "-i", "0.2", "-o", "csv", cwd=ROOT)
+        out, _said = process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert "packets_processed" in out.splitlines()[0]
+    assert len(out.splitlines()) >= 3
+
+
+def test_program_without_maps_shows_its_runs(tmp_path: Path) -> None:
+    """Raw bytecode, named by its file's name as the hint says."""
+    path = tmp_path / "pass.bin"
+    path.write_bytes(bytes.fromhex("b7000000020000009500000000000000"))
+    argv = ("load", str(path), "--attach", "pass.bin=xdp:lo")
+    with Namespace() as ns, running(*argv, namespace=ns) as monitor:
+        ping(ns, 17)
+        monitor.finish()
+    assert monitor.last["totals"]["probe_hits"] == 34
+
+
 def stop(process: subprocess.Popen[str], number: int) -> None:
     process.send_signal(number)
     process.communicate(timeout=300)

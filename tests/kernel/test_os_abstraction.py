@@ -211,6 +211,8 @@ def test_one_place_by_two_names_is_one_place(os_: EbpfAbstraction) -> None:
         os_.attach_ebpf_monitor(one, "xdp:lo")
         with pytest.raises(AlreadyAttached):
             os_.attach_ebpf_monitor(one, "xdp:lo,mode=generic")
+        with pytest.raises(UsageError, match="joins them"):
+            os_.attach_ebpf_monitor(two, "xdp:lo,mode=native")
         os_.attach_ebpf_monitor(two, "xdp:lo,mode=generic")
         os_.detach_ebpf_monitor(one)
         (program,) = [each for each in os_.list_programs() if each.attached]
@@ -271,6 +273,79 @@ def test_one_program_in_two_network_namespaces(os_: EbpfAbstraction) -> None:
         assert attached(one) == attached(two) != set()
         os_.unload_ebpf_program(handle)
         assert not attached(one) and not attached(two)
+
+
+def test_a_place_that_somebody_else_cleared(os_: EbpfAbstraction) -> None:
+    """Members can be detached, unloaded and attached anew, though their chain was taken off."""
+    with Namespace() as ns, ns.entered():
+        one, two = (os_.load_ebpf_program(RETURN_2) for _ in range(2))
+        os_.attach_ebpf_monitor(one, "xdp:lo")
+        os_.attach_ebpf_monitor(two, "xdp:lo")
+        ns.run("ip", "link", "set", "lo", "xdpgeneric", "off")
+        os_.detach_ebpf_monitor(one)
+        assert [program.attached for program in os_.list_programs()] == [(), ()]
+        os_.attach_ebpf_monitor(two, "xdp:lo")
+        ns.run("ip", "link", "set", "lo", "xdpgeneric", "off")
+        os_.attach_ebpf_monitor(one, "xdp:lo")
+        os_.unload_ebpf_program(one)
+        os_.unload_ebpf_program(two)
+        assert not attached(ns)
+
+
+def test_all_programs_of_a_source_are_attached_or_none(os_: EbpfAbstraction) -> None:
+    text = COUNT_EXECS + "int orphan(struct pt_regs *ctx) { return 0; }"
+    handle = os_.load_ebpf_program(source=text)
+    with pytest.raises(UsageError, match="does not say where"):
+        os_.attach_ebpf_monitor(handle)
+    broken = COUNT_EXECS + "RAW_TRACEPOINT_PROBE(no_such_tracepoint) { return 0; }"
+    with pytest.raises(HookUnsupported, match="no_such_tracepoint"):
+        os_.load_ebpf_program(source=broken)
+    assert [program.attached for program in os_.list_programs()] == [(), ()]
+
+
+def test_a_forked_child_leaves_its_parents_programs_alone(os_: EbpfAbstraction) -> None:
+    with Namespace() as ns, ns.entered():
+        handle = os_.load_ebpf_program(RETURN_2)
+        os_.attach_ebpf_monitor(handle, "xdp:lo")
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                os_.detach_ebpf_monitor(handle)
+            except UsageError:
+                os_.close()
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        assert attached(ns)
+
+
+def test_closed_is_closed() -> None:
+    os_ = create_os_abstraction()
+    os_.close()
+    with pytest.raises(UsageError, match="it is closed"):
+        os_.load_ebpf_program(RETURN_2)
+    os_.close()
+
+
+def test_a_report_may_ask_back_while_another_thread_closes() -> None:
+    """Neither waits for the other for ever."""
+    asked = threading.Event()
+
+    def report(kind: str, text: str) -> None:
+        asked.set()
+        os_.list_programs()
+
+    os_ = create_os_abstraction(report=report)
+    with Namespace() as ns, ns.entered():
+        handle = os_.load_ebpf_program(RETURN_2)
+        closing = threading.Thread(target=lambda: (asked.wait(60), os_.close()))
+        closing.start()
+        os_.attach_ebpf_monitor(handle, "xdp:lo")  # a note: generic, not native
+        closing.join(60)
+        assert not closing.is_alive()
+        assert not attached(ns)
 
 
 def test_members_are_named_exactly_to_reorder(os_: EbpfAbstraction) -> None:
@@ -355,6 +430,16 @@ def test_what_a_wrong_call_says(os_: EbpfAbstraction) -> None:
         os_.load_ebpf_program(RETURN_0, metric_type="meter")
     with pytest.raises(UsageError, match="no global variables"):
         os_.load_ebpf_program(RETURN_0, settings={"x": "1"})
+    with pytest.raises(UsageError, match="no text"):
+        os_.load_ebpf_program(RETURN_0, settings={"x": 1})  # type: ignore[dict-item]
+    with pytest.raises(UsageError, match="one text"):
+        os_.load_ebpf_program(source=COUNT_EXECS, flags="-DX")
+    with pytest.raises(UsageError, match="null"):
+        os_.load_ebpf_program("/no\0file")
+    with pytest.raises(UsageError, match="no attach point"):
+        os_.attach_ebpf_monitor(os_.load_ebpf_program(RETURN_0), 5)  # type: ignore[arg-type]
+    with pytest.raises(InvalidHandle):
+        os_.unload_ebpf_program([])  # type: ignore[arg-type]
 
 
 def test_metric_types(os_: EbpfAbstraction) -> None:
