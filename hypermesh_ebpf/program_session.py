@@ -141,7 +141,7 @@ def pin(wanted: Wanted, report: Report) -> list[str]:
     from hypermesh_ebpf.host import pins
 
     name = wanted.name or Path(wanted.files[0]).name.partition(".")[0]
-    pins.check_name(name)
+    pins.require_directory(f"pin {pins.check_name(name)}")  # before anything is attached
     with Loader(report) as loader:
         sets = _load_all(loader, wanted)
         links: list[tuple[str, int]] = []

@@ -29,7 +29,7 @@ from hypermesh_ebpf.attach.hold import Hold
 from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf.programs import load_program, program_type, read_program_info
 from hypermesh_ebpf.bpf.spec import ProgramSpec, pack_program, unpack_program
-from hypermesh_ebpf.errors import InterfaceBusy
+from hypermesh_ebpf.errors import AttachError, UsageError
 from hypermesh_ebpf.host.hooks import require_hook
 from hypermesh_ebpf.host.kernel_btf import function_btf_id
 from hypermesh_ebpf.image.image import Image, LoadedSource
@@ -91,6 +91,12 @@ def _make(
         text = data.decode(errors="surrogateescape")
         path = Path(request["path"] or name)
         if not clang.is_libbpf_style(text):
+            for variable in request["settings"]:
+                raise UsageError(
+                    f"set {variable} in {name}",
+                    "C for BCC has no global variables that can be set",
+                    f"define a macro: `--cflag -D{variable}=VALUE`",
+                )
             from hypermesh_ebpf.image.source import build_user_image
 
             image = build_user_image(
@@ -202,9 +208,11 @@ def _attach(talk: Talk, request: Mapping[str, Any], descriptors: Sequence[int]) 
                 lambda hold: talk.hold(asdict(hold), fd),
                 pinnable=request["pinnable"],
             )
-        except InterfaceBusy as error:  # an option here, where a monitor has a flag
-            option = f"the attach point {point.kind}:{point.target},replace"
-            error.remedy = (error.remedy or "").replace("--replace", option)
+        except AttachError as error:  # options of the point here, where a monitor has flags
+            if error.remedy:
+                place = f"{point.kind}:{point.target}"
+                remedy = error.remedy.replace("--replace", f"`{place},replace`")
+                error.remedy = remedy.replace("--mode generic", f"`{place},mode=generic`")
             raise
         for each in made.descriptors:
             undo.callback(os.close, each)

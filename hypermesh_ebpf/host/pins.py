@@ -106,7 +106,8 @@ def find_directory() -> Path | None:
     return Path(mount, _OURS) if mount else None
 
 
-def _require_directory(what: str) -> Path:
+def require_directory(what: str) -> Path:
+    """Where our sets are pinned.  Raises PinError where the BPF file system is not mounted."""
     found = find_directory()
     if found is None:
         raise PinError(what, "the BPF file system is not mounted", _MOUNT)
@@ -136,7 +137,7 @@ def pin_set(
     PinError (also where a set has that name), MissingPrivilege.
     """
     what = f"pin {check_name(name)}"
-    place = _require_directory(what)
+    place = require_directory(what)
     groups = {
         "programs": list(programs.items()),
         "maps": list(maps.items()),
@@ -212,7 +213,7 @@ def open_set(name: str) -> PinnedSet:
     Raises ObjectNotFound, naming the sets that there are; PinError, MissingPrivilege.
     """
     what = f"open pinned set {name}"
-    path = _require_directory(what) / check_name(name)
+    path = require_directory(what) / check_name(name)
     found = PinnedSet(name, path)
     groups = {"programs": found.programs, "maps": found.maps, "links": found.links}
     try:
@@ -240,7 +241,7 @@ def remove_set(name: str, verb: str = "unpin") -> list[str]:
     Raises ObjectNotFound, PinError, MissingPrivilege.
     """
     what = f"{verb} {name}"
-    path = _require_directory(what) / check_name(name)
+    path = require_directory(what) / check_name(name)
     try:
         if not path.is_dir():
             raise _not_found(what)
@@ -252,7 +253,7 @@ def remove_set(name: str, verb: str = "unpin") -> list[str]:
 def remove_links(name: str) -> list[str]:
     """Remove the pins of a set's links alone; the paths.  Raises as :func:`remove_set`."""
     what = f"detach {name}"
-    path = _require_directory(what) / check_name(name)
+    path = require_directory(what) / check_name(name)
     try:
         if not path.is_dir():
             raise _not_found(what)

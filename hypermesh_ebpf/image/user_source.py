@@ -83,6 +83,8 @@ _REMEDIES = (
         "an image stands for itself: declare the map in this source, with its type",
     ),
 )
+# A probe whose arguments are on its line: nothing may stand between those of a macro.
+_PROBE_LINE = re.compile(r"\s*TRACEPOINT_PROBE\s*\([^()\n]*\)[^\n\\]*\n")
 _PYTHON = re.compile(r"^\s*(from bcc import|import bcc\b|#!.*python)", re.M)
 
 
@@ -204,15 +206,27 @@ def _compile_with_records(source: UserSource, tree: Path | None) -> Image:
     )
 
 
+def _keep_lines(text: str, name: str) -> str:
+    """The text with its line numbers restated behind each TRACEPOINT_PROBE: BCC puts the structure
+    of the tracepoint's arguments, some dozen lines, in front of it."""
+    lines = []
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        lines.append(line)
+        if _PROBE_LINE.match(line):
+            lines.append(f'#line {number + 1} "{name}"\n')
+    return "".join(lines)
+
+
 def _compile_unit(source: UserSource, tree: Path | None, ending: str) -> Image:
     start = f'#line 1 "{source.name}"\n'
+    text = _keep_lines(source.text, source.name)
     if tree is not None:
         flags = ["-Wno-unused-value", *source.flags]
-        unit = _NO_PINS + source.readers + start + source.text + ending
+        unit = _NO_PINS + source.readers + start + text + ending
         return compile_c(source.name, unit, flags, kernel_source=tree, by_btf=True)
     types = _PRELUDE + _declare_types(source)
     flags = [*compiler_flags(LIGHT_HEADERS, {}), *source.flags]
-    unit = _NO_PINS + types + source.readers + start + source.text + ending
+    unit = _NO_PINS + types + source.readers + start + text + ending
     return compile_c(source.name, unit, flags, by_btf=True)
 
 

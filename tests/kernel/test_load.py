@@ -325,6 +325,24 @@ def test_table_for_a_person() -> None:
     assert "count reached" in out.splitlines()[-1]
 
 
+def test_line_of_a_mistake_is_the_files(tmp_path: Path) -> None:
+    """Though BCC puts a structure in front of each TRACEPOINT_PROBE."""
+    path = tmp_path / "wrong.c"
+    path.write_text(EXECS + "TRACEPOINT_PROBE(sched, sched_switch) {\n  return nothing;\n}\n")
+    line = path.read_text().splitlines().index("  return nothing;") + 1
+    result = run_cli("run", str(path))
+    assert result.returncode == 1
+    assert f"wrong.c:{line}:" in result.stderr
+
+
+def test_setting_of_c_for_bcc_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "execs.c"
+    path.write_text(EXECS)
+    result = run_cli("run", str(path), "--set", "x=1")
+    assert result.returncode == 2
+    assert "--cflag -Dx=VALUE" in result.stderr
+
+
 def test_csv_has_the_maps_of_a_program_without_events() -> None:
     with Namespace() as ns:
         argv = ("load", str(example_path("xdp_packet_counter")), "--attach", "xdp:lo")
