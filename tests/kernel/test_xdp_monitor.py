@@ -83,8 +83,8 @@ def test_udp_over_veth_in_native_mode(wire: VethPair) -> None:
 
 
 def test_tcp_over_veth_agrees_with_proc_net_dev(veth: VethPair) -> None:
+    before = received_packets(veth.right, veth.right_iface)
     with watch(veth) as monitor:
-        before = received_packets(veth.right, veth.right_iface)
         with veth.right.entered():
             server = socket.create_server((veth.right_address, 0))
         with server:
@@ -100,8 +100,9 @@ def test_tcp_over_veth_agrees_with_proc_net_dev(veth: VethPair) -> None:
     packets = rows_by(monitor, "protocol")
     assert packets["TCP"] >= PRIME
     assert set(packets) <= {"TCP", "ARP", "ICMPv6"}
-    # A closing segment may come between the last sample and the look at /proc/net/dev.
-    assert 0 <= received - monitor.last["totals"]["packets"] <= 4
+    # A neighbour's question may come before the attach, and a closing segment between the last
+    # sample and the look at /proc/net/dev.
+    assert 0 <= received - monitor.last["totals"]["packets"] <= 6
 
 
 @pytest.mark.vm_too
