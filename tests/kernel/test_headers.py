@@ -21,7 +21,6 @@ from hypermesh_ebpf.image.headers import header_tree, vmlinux_header
 from tests.running import COMMAND, ROOT, run_cli
 
 VMLINUX = "/sys/kernel/btf/vmlinux"
-vm_too = pytest.mark.vm_too
 pytestmark = pytest.mark.skipif(not os.path.exists(VMLINUX), reason="this kernel has no BTF")
 _PATIENCE = 600  # an emulated machine takes its time
 
@@ -98,7 +97,7 @@ RAW_TRACEPOINT_PROBE(sched_process_exec)
 """
 
 
-@vm_too
+@pytest.mark.vm_wide
 def test_program_of_bcc_attaches_and_counts(tree: Path) -> None:
     """Kernel structures are read at their places: what is found is what this test did."""
     script = """
