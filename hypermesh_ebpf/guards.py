@@ -5,18 +5,12 @@ Whatever is held is written into the ledger first: guard and owner may die toget
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 
 from hypermesh_ebpf import ledger
 from hypermesh_ebpf.attach.hold import Hold
 from hypermesh_ebpf.guard import Guard
 from hypermesh_ebpf.worker import Report
-
-
-def network_namespace() -> int:
-    """The calling thread's, by inode."""
-    return os.stat("/proc/thread-self/ns/net").st_ino
 
 
 def hold_recorded(guard: Guard, hold: Hold, netns: int | None = None) -> None:

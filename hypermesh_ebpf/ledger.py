@@ -21,6 +21,7 @@ from typing import Any
 
 from hypermesh_ebpf.attach.hold import Hold, TcFilter
 from hypermesh_ebpf.errors import DetachError, HmebpfError, describe_errno
+from hypermesh_ebpf.host.kernel import boot_id
 
 _LEFTOVER_SECONDS = 60.0  # a half-written entry older than this has no writer any more
 
@@ -101,7 +102,7 @@ def record(hold: Hold, netns: int | None = None) -> Path:
         owner_start=_start_time(os.getpid()) or 0,
         netns=netns,
         pidns=_namespace("pid"),
-        boot_id=_boot_id(),
+        boot_id=boot_id(),
         **(asdict(hold.filter) if hold.filter else {}),
     )
     side = f"-{entry.parent & 0xF:x}-{entry.priority}" if hold.filter else ""
@@ -157,7 +158,7 @@ def is_clsact_ours(ifindex: int) -> bool:
     """
     return any(
         entry.clsact_ours and (entry.ifindex, entry.netns, entry.boot_id) == here
-        for here in [(ifindex, _namespace("net"), _boot_id())]
+        for here in [(ifindex, _namespace("net"), boot_id())]
         for entry in entries()
     )
 
@@ -185,7 +186,7 @@ def sweep() -> list[str]:
 
 def _settle(path: Path, entry: Entry) -> list[str]:
     """Deal with one entry; what to tell the user."""
-    if entry.boot_id != _boot_id():
+    if entry.boot_id != boot_id():
         path.unlink(missing_ok=True)
         return []
     if entry.kind not in ("xdp", "tc") or entry.pidns != _namespace("pid"):
@@ -247,10 +248,6 @@ def _start_time(pid: int) -> int | None:
 
 def _namespace(kind: str) -> int:
     return os.stat(f"/proc/thread-self/ns/{kind}").st_ino
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _program_fd(prog_id: int) -> int | None:

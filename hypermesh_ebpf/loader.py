@@ -40,7 +40,7 @@ from hypermesh_ebpf.errors import (
     UsageError,
     WorkerError,
 )
-from hypermesh_ebpf.guards import Guards, network_namespace
+from hypermesh_ebpf.guards import Guards
 from hypermesh_ebpf.host.mark import mark_process
 from hypermesh_ebpf.program_set import (
     Attached,
@@ -52,7 +52,7 @@ from hypermesh_ebpf.program_set import (
     unpack_set,
 )
 from hypermesh_ebpf.watching import require_attached
-from hypermesh_ebpf.worker import Answer, Report, Workers
+from hypermesh_ebpf.worker import Answer, Report, Workers, network_namespace
 from hypermesh_ebpf.worker import Hold as HoldCallback
 
 if TYPE_CHECKING:

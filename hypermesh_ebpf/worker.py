@@ -92,6 +92,11 @@ Answer = tuple[dict[str, Any], list[int]]
 """A worker's answer and the descriptors that came with it, now the receiver's to close."""
 
 
+def network_namespace() -> int:
+    """The calling thread's, by inode."""
+    return os.stat("/proc/thread-self/ns/net").st_ino
+
+
 class WorkerLeft(Exception):
     """The worker had ended, left alone, before the request reached it: ask another one."""
 
@@ -242,7 +247,7 @@ class Workers:
         ``netns`` is (inode, descriptor) of another one to be in.  Raises what the worker failed
         with, WorkerError.
         """
-        here = os.stat("/proc/thread-self/ns/net").st_ino
+        here = network_namespace()
         inode, descriptor = netns or (here, -1)
         if self._worker is not None and not (self._worker.is_alive and self._netns == inode):
             self.close()

@@ -10,7 +10,6 @@ which the kernel refuses are in net/core/dev.c, dev_xdp_attach().
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from typing import Any
 
 from hypermesh_ebpf.attach import links
 from hypermesh_ebpf.attach.route import Refused, ask, common_refusal, open_route
-from hypermesh_ebpf.bpf.libbpf import check, libbpf
+from hypermesh_ebpf.bpf.info import open_by_id, read_program
+from hypermesh_ebpf.bpf.libbpf import libbpf
 from hypermesh_ebpf.errors import (
     AttachError,
     HmebpfError,
@@ -288,7 +288,7 @@ def _occupant(route: Any, ifindex: int) -> XdpOccupant | None:
 def _program_fd(prog_id: int, what: str) -> int:
     """A descriptor of any program; the caller closes it."""
     try:
-        return check(libbpf().bpf_prog_get_fd_by_id(prog_id))
+        return open_by_id("program", prog_id)
     except OSError as error:
         if error.errno == errno.EPERM:
             raise MissingPrivilege(
@@ -300,14 +300,11 @@ def _program_fd(prog_id: int, what: str) -> int:
 def _describe_program(prog_id: int) -> str:
     """``id 303, "cilium_xdp", pinned at /sys/fs/bpf/x``, as much as this process may know."""
     try:
-        fd = check(libbpf().bpf_prog_get_fd_by_id(prog_id))
+        fd = open_by_id("program", prog_id)
     except OSError:  # without CAP_SYS_ADMIN, or gone by now
         return f"id {prog_id}"
     try:
-        info = ctypes.create_string_buffer(128)  # struct bpf_prog_info
-        length = ctypes.c_uint32(len(info))
-        check(libbpf().bpf_obj_get_info_by_fd(fd, info, ctypes.byref(length)))
-        name = info.raw[64:80].rstrip(b"\0").decode(errors="replace")
+        name = read_program(fd).name
     finally:
         os.close(fd)
     pin = _find_pin(prog_id)

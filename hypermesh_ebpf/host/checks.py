@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 
+from hypermesh_ebpf.bpf.info import read_program
 from hypermesh_ebpf.errors import MissingBtf, MissingDependency, Unsupported
 from hypermesh_ebpf.host import (
     capabilities,
@@ -72,7 +73,7 @@ def _check_bpf() -> list[Finding]:
             _check_jit(None),
         ]
     try:
-        length = trials.machine_code_length(program)
+        length = read_program(program).jited_bytes
     finally:
         os.close(program)
     found = "maps and programs can be made"

@@ -53,17 +53,6 @@ def load_program(prog_type: int, attach_type: int = 0, btf_id: int = 0) -> int:
     )
 
 
-def machine_code_length(program: int) -> int:
-    """How many bytes of machine code the JIT made of a program: 0 if it is interpreted.
-
-    struct bpf_prog_info: u32 type, u32 id, u8 tag[8], u32 jited_prog_len.  Raises OSError.
-    """
-    info = ctypes.create_string_buffer(256)
-    size = ctypes.c_uint32(ctypes.sizeof(info))
-    check(libbpf().bpf_obj_get_info_by_fd(program, info, ctypes.byref(size)))
-    return int(struct.unpack_from("=I", info, 16)[0])
-
-
 def probe_types(which: str) -> dict[str, bool | None]:
     """Every "prog" or "map" type that libbpf knows by name: can one be made here?
 
