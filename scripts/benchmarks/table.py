@@ -1,0 +1,74 @@
+"""Results as a table for people, and as values for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.measure import Result
+
+_PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+_SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
+
+
+def format_figure(figure: float, unit: str) -> str:
+    """A figure with its unit, three digits of it: "12.3 ms", "4.56 M/s", "17.8 MiB"."""
+    if unit == "s":
+        scale, name = next(((s, n) for s, n in _SECONDS if abs(figure) >= s), _SECONDS[-1])
+        return f"{_digits(figure / scale)} {name}"
+    if unit.endswith("/s"):
+        scale, prefix = next(((s, p) for s, p in _PREFIXES if figure >= s), (1.0, ""))
+        return f"{_digits(figure / scale)} {prefix}{unit}"
+    return f"{_digits(figure)} {unit}"
+
+
+def _digits(figure: float) -> str:
+    size = abs(figure)
+    return f"{figure:.0f}" if size >= 100 else f"{figure:.1f}" if size >= 10 else f"{figure:.2f}"
+
+
+def draw_table(results: Sequence[Result]) -> str:
+    """One line for each result: every contender's median, the ratio, the budget."""
+    lines = []
+    width = max((len(each.what) for each in results), default=0)
+    for each in results:
+        contenders = "  ".join(
+            f"{name} {format_figure(each.median(name), each.unit)}" for name in each.rounds
+        )
+        lines.append(f"  {each.what:{width}}  {contenders}{_verdict(each)}")
+        if each.note:
+            lines.append(f"  {'':{width}}  {each.note}")
+    return "\n".join(lines)
+
+
+def _verdict(result: Result) -> str:
+    """The ratio, and what it or our figure may be at most (at least)."""
+    text = ""
+    sign = ">=" if result.more_is_better else "<="
+    if result.ratio is not None:
+        text += f"  = {_digits(result.ratio)} x {result.against}"
+    if result.budget is not None:
+        text += f"  ({sign} {_digits(result.budget)} x"
+    if result.limit is not None:
+        text += f"  ({sign} {format_figure(result.limit, result.unit)}"
+    if result.met is not None:
+        text += ": met)" if result.met else ": NOT MET)"
+    return text
+
+
+def as_dict(result: Result) -> dict[str, Any]:
+    """A result for JSON: medians, all rounds, ratio and budgets; units as told."""
+    return {
+        "what": result.what,
+        "unit": result.unit,
+        "medians": {name: result.median(name) for name in result.rounds},
+        "rounds": {name: list(rounds) for name, rounds in result.rounds.items()},
+        "ours": result.ours,
+        "against": result.against,
+        "ratio": result.ratio,
+        "budget": result.budget,
+        "limit": result.limit,
+        "more_is_better": result.more_is_better,
+        "met": result.met,
+        "note": result.note or None,
+    }
