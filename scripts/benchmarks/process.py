@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,34 +35,19 @@ class Running:
         self.process.wait(_PATIENCE_SECONDS)
         return time.perf_counter() - begin
 
-    def memory(self) -> float:
-        """PSS of it and its descendants in MiB: memory shared by n processes counts a nth.
-
-        /proc/PID/smaps_rollup, since Linux 4.14.
+    def memory(self, field: str = "Pss") -> float:
+        """Memory of it and its descendants in MiB.  "Pss": of what n processes share each has a
+        nth; "Rss": each has all of it.  /proc/PID/smaps_rollup, since Linux 4.14.
         """
-        return sum(_field(pid, "smaps_rollup", "Pss") for pid in self._tree()) / 1024
-
-    def peak(self) -> float:
-        """The most that each process of the tree had in memory so far, summed, in MiB."""
-        return sum(_field(pid, "status", "VmHWM") for pid in self._tree()) / 1024
+        return _memory(self.process.pid, field)
 
     def cpu(self) -> float:
         """CPU seconds of it and its living descendants so far."""
         ticks = 0
-        for pid in self._tree():
-            fields = _stat(pid)
-            ticks += int(fields[11]) + int(fields[12])
+        for pid in _tree(self.process.pid):
+            if fields := _stat(pid):
+                ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
-
-    def _tree(self) -> list[int]:
-        parents = {}
-        for entry in os.listdir("/proc"):
-            if entry.isdigit() and (fields := _stat(int(entry))):
-                parents[int(entry)] = int(fields[1])
-        tree = [self.process.pid]
-        for pid in tree:
-            tree += [child for child, parent in parents.items() if parent == pid]
-        return tree
 
     def _end(self) -> None:
         """In order if it can: what an XDP script attached would stay."""
@@ -83,12 +68,12 @@ def running(
     *,
     env: Mapping[str, str],
     terminal: bool = False,
-    folder: Path | None = None,
+    started: Callable[[int], None] = lambda pid: None,
 ) -> Iterator[Running]:
     """A process from when it wrote what matches the pattern ``until``; ended on leaving.
 
-    ``terminal`` gives it a terminal of 80 x 24 to write to.  Raises RuntimeError, with what it
-    wrote, if it ends or says nothing for a minute instead.
+    ``terminal`` gives it a terminal to write to.  ``started`` is told its process id.  Raises
+    RuntimeError, with what it wrote, if it ends or says nothing for a minute instead.
     """
     ours, theirs = pty.openpty() if terminal else os.pipe()
     begin = time.perf_counter()
@@ -98,10 +83,10 @@ def running(
         stdout=theirs,
         stderr=theirs if terminal else subprocess.STDOUT,
         env=env,
-        cwd=folder,
         start_new_session=True,
     )
     os.close(theirs)
+    started(process.pid)
     try:
         _read_until(ours, re.compile(until.encode()), command)
     except BaseException:
@@ -124,6 +109,23 @@ def time_to(command: Sequence[str], until: str, *, env: Mapping[str, str], **how
         except subprocess.TimeoutExpired:
             raise RuntimeError(f"{' '.join(command)} does not end") from None
         return run.seconds
+
+
+def peak_to(command: Sequence[str], until: str, *, env: Mapping[str, str], **how: bool) -> float:
+    """The most memory, as PSS in MiB, of a process and its descendants together until it has
+    written that; looked at every few milliseconds."""
+    most, over = [0.0], threading.Event()
+
+    def look(pid: int) -> None:
+        while not over.wait(0.002):
+            most.append(_memory(pid, "Pss"))
+
+    def begin(pid: int) -> None:
+        threading.Thread(target=look, args=(pid,), daemon=True).start()
+
+    with running(command, until, env=env, started=begin, **how):
+        over.set()
+    return max(most)
 
 
 def time_whole(command: Sequence[str], env: Mapping[str, str]) -> float:
@@ -156,6 +158,22 @@ def _read_to_end(output: int) -> None:
     while _read(output):
         pass
     os.close(output)
+
+
+def _tree(pid: int) -> list[int]:
+    """A process and its descendants."""
+    parents = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and (fields := _stat(int(entry))):
+            parents[int(entry)] = int(fields[1])
+    tree = [pid]
+    for each in tree:
+        tree += [child for child, parent in parents.items() if parent == each]
+    return tree
+
+
+def _memory(pid: int, field: str) -> float:
+    return sum(_field(each, "smaps_rollup", field) for each in _tree(pid)) / 1024
 
 
 def _field(pid: int, file: str, name: str) -> int:
