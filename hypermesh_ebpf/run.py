@@ -237,12 +237,12 @@ class _Loop:
         self._limit, self.exceeded = limit, False
         self._shows_events = session.monitor.events == "always" or run.events
         self._counted = Loss(None, None, None)  # by the kernel, as of the last reading
+        if limit is not None:
+            limit.watch(session, self._note)
 
     def run(self) -> str | None:
         """Run to the end; what was lost, in words, or None."""
         try:
-            if self._limit is not None:
-                self._limit.watch(self._session, self._note)
             self._sink.start(self._session.start)
             self._end(self._watch())
         except OutputClosed:

@@ -27,6 +27,7 @@ from tests.compiler import run_program
 from tests.counting import needs_initial_pids, wait_until_freed
 from tests.netns import Namespace, needs_namespaces
 from tests.packets import ethernet, ipv4, udp
+from tests.rungs import find_rung
 from tests.running import COMMAND, Running, run_cli, running
 
 pytestmark = [pytest.mark.kernel, needs_initial_pids]
@@ -89,10 +90,10 @@ def to_its_end(monitor: Running) -> tuple[int, str]:
 
 
 @contextmanager
-def sampled(name: str, one_in: int, **options: Any) -> Iterator[Session]:
+def sampled(name: str, one_in: int, rung: str | None = None, **options: Any) -> Iterator[Session]:
     """A session that takes one event in so many."""
     monitor = monitors.load(name)
-    opening = Opening(monitor, complete_options(monitor, options), True, sampled=True)
+    opening = Opening(monitor, complete_options(monitor, options), True, rung, sampled=True)
     with opening.finish() as session:
         assert session.sample_one_in(one_in)
         yield session
@@ -178,6 +179,21 @@ def test_programs_of_the_users_are_taken_off(tmp_path: Path) -> None:
         wait_until_freed(number)
 
 
+@needs_namespaces
+def test_programs_that_run_one_after_another_are_measured(tmp_path: Path) -> None:
+    """The kernel counts their time for the chain that runs them, not for themselves."""
+    sources = [tmp_path / name for name in ("first.c", "second.c")]
+    for source in sources:
+        source.write_text("int pass(struct xdp_md *ctx) { return XDP_PASS; }")
+    arguments = ("--attach", "xdp:lo", "--max-overhead", "10000", "-i", "0.2", "-n", "30")
+    with Namespace() as ns:
+        ping = ns.start("ping", "-q", "-i", "0.002", "127.0.0.1")
+        with running("run", *map(str, sources), *arguments, namespace=ns) as monitor:
+            while not (monitor.read_until("sample")["overhead"]["percent"] or 0) > 0:
+                assert ping.poll() is None
+            monitor.finish()
+
+
 def test_below_the_limit_everything_is_counted() -> None:
     """More than all CPUs: so the numbers are exact, and it ends as it always does."""
     arguments = ("--pid", str(os.getpid()), "--max-overhead", "100000%", "-i", "0.1")
@@ -236,6 +252,27 @@ def test_without_the_privilege_nothing_is_attached() -> None:
 
 
 # ---- estimates -----------------------------------------------------------------------------------
+
+
+RUNGS = [(name, rung.name) for name in monitors.names() for rung in monitors.load(name).rungs]
+
+
+@needs_namespaces
+@pytest.mark.vm_wide
+@pytest.mark.parametrize(("name", "rung"), RUNGS)
+def test_every_rung_can_be_sampled(name: str, rung: str) -> None:
+    """The verifier of this kernel takes the programs, and they pass events over."""
+    find_rung({each.name: each for each in monitors.load(name).rungs}, rung)
+    # Of this process alone: another one may be in a call that began before sampling did.
+    options: dict[str, Any] = {"iface": ("lo",)} if name == "xdp" else {"pid": os.getpid()}
+    with Namespace() as ns, ns.entered(), sampled(name, LOWEST, rung, **options) as session:
+        before = session.read().totals
+        receive(PRIME)
+        ns.run("ping", "-q", "-c", "3", "-i", "0.01", "127.0.0.1")
+        totals = session.read().totals
+    for counter in monitors.load(name).counters:
+        if counter in totals:
+            assert (totals[counter] - before[counter]) % LOWEST == 0  # type: ignore[operator]
 
 
 @pytest.mark.vm_wide
@@ -298,16 +335,19 @@ def test_call_that_never_returned_is_not_taken_for_another() -> None:
 
 
 @pytest.mark.vm_wide
-def test_execs_are_estimated_and_each_says_how_many_it_stands_for() -> None:
-    with sampled("exec-monitor", 2, by="comm", comm="true") as session:
+def test_execs_are_estimated_and_each_says_how_many_it_stands_for(tmp_path: Path) -> None:
+    name = f"hm{os.getpid()}"  # nobody else executes it
+    program = tmp_path / name
+    program.symlink_to(shutil.which("true") or "/bin/true")
+    with sampled("exec-monitor", 2, by="comm", comm=name) as session:
         for _ in range(PRIME):
-            subprocess.run(["true"], check=True)
+            subprocess.run([program], check=True)
         events = session.events()
         sample = session.read()
     assert is_estimate(sample.totals["execs"], PRIME, 2)
     assert [event.fields["stands_for"] for event in events] == [2] * len(events)
     assert sample.totals["execs"] == 2 * len(events)
-    assert [(row["comm"], row["execs"]) for row in sample.rows] == [("true", 2 * len(events))]
+    assert [(row["comm"], row["execs"]) for row in sample.rows] == [(name, 2 * len(events))]
 
 
 @needs_namespaces
