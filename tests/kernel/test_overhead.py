@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from hypermesh_ebpf import monitors
-from hypermesh_ebpf.bpf.info import STATS_SYSCTL
 from hypermesh_ebpf.bpf.libbpf import check, libbpf
 from hypermesh_ebpf.metrics.sample import Sample
 from hypermesh_ebpf.overhead import LOWEST
@@ -28,7 +27,7 @@ from tests.counting import needs_initial_pids, wait_until_freed
 from tests.netns import Namespace, needs_namespaces
 from tests.packets import ethernet, ipv4, udp
 from tests.rungs import find_rung
-from tests.running import COMMAND, Running, run_cli, running
+from tests.running import Running, run_cli, running
 
 pytestmark = [pytest.mark.kernel, needs_initial_pids]
 
@@ -215,40 +214,6 @@ def test_nothing_is_told_of_what_nobody_asked() -> None:
         monitor.read_until("sample")
         objects = monitor.finish()
     assert not any("overhead" in each for each in objects)
-
-
-# ---- without the privilege -----------------------------------------------------------------------
-
-
-@needs_namespaces
-@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv")
-@pytest.mark.skipif(
-    Path(STATS_SYSCTL).exists() and Path(STATS_SYSCTL).read_text().strip() == "1",
-    reason="statistics are on for everybody here",
-)
-def test_without_the_privilege_nothing_is_attached() -> None:
-    """With capabilities that would do for the monitor itself."""
-    sets = "-all,+bpf,+perfmon,+net_admin"
-    nobody = (
-        *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"--inh-caps={sets}"),
-        *(f"--ambient-caps={sets}", f"--bounding-set={sets}", "--no-new-privs"),
-    )
-    root = str(Path(__file__).parents[2])
-    with Namespace() as ns:
-        done = ns.run(
-            *nobody,
-            *COMMAND,
-            *("xdp", "--iface", "lo", "--max-overhead", "0.5", "-n", "1", "-o", "json"),
-            check=False,
-            cwd=root,
-        )
-    assert done.returncode == 3
-    assert done.stdout == "", "not even a start"
-    assert done.stderr.splitlines() == [
-        "error: limit the overhead to 0.5 %: Operation not permitted (EPERM): needs CAP_SYS_ADMIN",
-        "hint: run it as root, or without --max-overhead; or let statistics be on for good: "
-        "`sudo sysctl kernel.bpf_stats_enabled=1`",
-    ]
 
 
 # ---- estimates -----------------------------------------------------------------------------------
