@@ -10,6 +10,7 @@ descriptors (closing the last copy detaches and frees), the ring buffers' mappin
 from __future__ import annotations
 
 import os
+import struct
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from typing import Any
 from hypermesh_ebpf import log, monitors
 from hypermesh_ebpf.attach.hold import Hold
 from hypermesh_ebpf.bpf import maps as bpf_maps
+from hypermesh_ebpf.bpf.info import read_run_statistics
 from hypermesh_ebpf.bpf.maps import Map
 from hypermesh_ebpf.bpf.programs import close_all, close_attachments
 from hypermesh_ebpf.bpf.ring import RingBuffer
@@ -99,8 +101,15 @@ class Opening:
     """
 
     def __init__(
-        self, monitor: Monitor, options: Options, use_cache: bool, rung: str | None = None
+        self,
+        monitor: Monitor,
+        options: Options,
+        use_cache: bool,
+        rung: str | None = None,
+        *,
+        sampled: bool = False,
     ) -> None:
+        """``sampled``: with programs for :meth:`Session.sample_one_in`."""
         self._monitor, self._options = monitor, options
         if rung is not None and rung not in (known := [each.name for each in monitor.rungs]):
             raise UsageError(
@@ -117,6 +126,7 @@ class Opening:
             "options": options,
             "rung": rung,
             "use_cache": use_cache,
+            "sampled": sampled,
         }
         self._undo = ExitStack()
         self._worker = Worker()
@@ -173,6 +183,7 @@ class Session:
         self._stack = ExitStack()
         maps = {target.name: _open_maps(target) for target in loaded.targets}
         self._collector = monitor.collector(options, maps)
+        self._sampling = [own["sampling"] for own in maps.values() if "sampling" in own]
         self.rings = [ring for target in loaded.targets for ring in self._open_rings(target)]
         self._rates = Rates()
         self._pending: list[Event] = []
@@ -246,6 +257,21 @@ class Session:
             loss=Loss(reading.events_lost, reading.map_full, self._missed()),
             histograms=reading.histograms,
         )
+
+    def run_time_ns(self) -> int:
+        """For how long its programs have run, all together; counted while statistics are on."""
+        programs = [program for target in self._loaded.targets for program in target.programs]
+        return sum(read_run_statistics(program.fd)[1] for program in programs)
+
+    def sample_one_in(self, number: int) -> bool:
+        """Take one event in ``number``, a power of two, from now on; it counts for the others.
+
+        False if it was not opened for that.  Raises MapError.
+        """
+        for each in self._sampling:
+            seeds = struct.iter_unpack("=Q", os.urandom(8 * each.reader.copies))
+            each.write(0, b"".join(struct.pack("=QQ", seed, number - 1) for (seed,) in seeds))
+        return bool(self._sampling)
 
     def close(self) -> None:
         """Detach, and free everything.  Raises DetachError if something of ours stays attached."""

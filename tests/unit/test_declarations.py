@@ -131,6 +131,7 @@ def test_columns_keys_and_counters(monitor: Monitor) -> None:
 
 
 COMMON = {"interval", "duration", "count", "output", "top", "fail_on_loss", "no_cache", "verbose"}
+COMMON |= {"max_overhead"}
 
 
 def test_options(monitor: Monitor) -> None:
