@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 from hypermesh_ebpf.errors import HmebpfError, LossSeen
 from hypermesh_ebpf.metrics.sample import End, Event, Loss, Overhead, Sample, Start
 from hypermesh_ebpf.monitors.declaration import Monitor, Options
+from hypermesh_ebpf.opening import Opening
 from hypermesh_ebpf.output.sink import OutputClosed, Sink, open_sink
-from hypermesh_ebpf.session import Opening
 
 if TYPE_CHECKING:
     from hypermesh_ebpf.guard import Guard

@@ -20,8 +20,9 @@ import pytest
 from hypermesh_ebpf import monitors
 from hypermesh_ebpf.bpf.libbpf import check, libbpf
 from hypermesh_ebpf.metrics.sample import Sample
+from hypermesh_ebpf.opening import Opening, complete_options
 from hypermesh_ebpf.overhead import LOWEST
-from hypermesh_ebpf.session import Opening, Session, complete_options
+from hypermesh_ebpf.session import Session
 from tests.compiler import run_program
 from tests.counting import needs_initial_pids, wait_until_freed
 from tests.netns import Namespace, needs_namespaces

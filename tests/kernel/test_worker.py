@@ -17,7 +17,7 @@ import pytest
 
 from hypermesh_ebpf import WorkerError, create_os_abstraction, monitors, open_monitor
 from hypermesh_ebpf.errors import HmebpfError, InterfaceNotFound, UsageError
-from hypermesh_ebpf.session import Opening
+from hypermesh_ebpf.opening import Opening
 from hypermesh_ebpf.worker import Worker
 from tests.compiler import copy_project
 from tests.netns import Namespace, needs_namespaces, wait_until
