@@ -185,7 +185,7 @@ struct sampling {
 
 /* How many events this one stands for; 0 if it is to be passed over.  It counts for those that are: so
  * counters stay estimates of everything while the share changes.  By a congruential generator (Knuth's
- * MMIX), of which the upper bits are good, because bpf_get_prandom_u32() costs more than the whole of a
+ * MMIX), of which the upper bits are good, because bpf_get_prandom_u32() costs as much as the rest of a
  * program that counts packets. */
 static __always_inline u32 weigh(struct sampling *sampling)
 {
