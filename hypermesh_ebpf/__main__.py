@@ -16,9 +16,27 @@ def main() -> int:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
+    _start_worker(sys.argv[1:])
     from hypermesh_ebpf.cli import main
 
     return main()
+
+
+def _start_worker(arguments: list[str]) -> None:
+    """Start a worker for a command that will ask one; should its options be wrong, the worker ends
+    with us."""
+    from hypermesh_ebpf import monitors
+
+    if not arguments or not {"-h", "--help"}.isdisjoint(arguments):
+        return
+    if arguments[0] in monitors.names():
+        from hypermesh_ebpf import spawn
+
+        spawn.spawn_ahead(arguments[0])
+    elif arguments[0] in ("load", "run"):
+        from hypermesh_ebpf import spawn
+
+        spawn.spawn_ahead(spawn.PROGRAMS)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -9,30 +9,20 @@ when its parent closes it, or when its parent dies.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import select
 import signal
-import socket
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from hypermesh_ebpf import log
+from hypermesh_ebpf import log, spawn
 from hypermesh_ebpf.bpf.spec import MapSpec
 from hypermesh_ebpf.channel import LEFT_ALONE, Channel
 from hypermesh_ebpf.errors import HmebpfError, WorkerError, from_dict
 from hypermesh_ebpf.metrics.sample import Degraded
 
-# -I and -S: neither the working directory nor site-packages' .pth files have a say in what root
-# runs.
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from hypermesh_ebpf.worker_process import main; main(int(sys.argv[2]), int(sys.argv[3]))"
-)
 _SILENCE_SECONDS = 600.0  # clang in an emulated machine is slow; a hang is forever
 _REPORT_REMEDY = "try again with -v; if it happens again, report it with that output"
 
@@ -105,20 +95,13 @@ class Worker:
     """A running worker: :meth:`ask` it, then wait for the :meth:`result`."""
 
     def __init__(self) -> None:
-        """Start it; returns at once.  Raises WorkerError."""
-        with ExitStack() as undo:
-            try:
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                undo.callback(ours.close)
-                with theirs:
-                    self._said = os.memfd_create("worker-stderr")
-                    undo.callback(os.close, self._said)
-                    self._process = _start(theirs.fileno(), self._said)
-            except OSError as error:
-                raise WorkerError(
-                    "start the worker process", str(error), _start_remedy(error), errno=error.errno
-                ) from error
-            undo.pop_all()
+        """Start it, or take the one started ahead; returns at once.  Raises WorkerError."""
+        try:
+            self._process, ours, self._said = spawn.take()
+        except OSError as error:
+            raise WorkerError(
+                "start the worker process", str(error), _start_remedy(error), errno=error.errno
+            ) from error
         self._channel = Channel(ours)
 
     @property
@@ -276,20 +259,6 @@ class Workers:
         if self._worker is not None:
             self._worker.close()
             self._worker = None
-
-
-def _start(channel_fd: int, said_fd: int) -> subprocess.Popen[bytes]:
-    here = os.readlink("/proc/self/cwd")  # which may be deleted by now
-    path = json.dumps([entry or here for entry in sys.path])
-    process = [sys.executable, "-I", "-S", "-c", _BOOT, path, str(channel_fd), str(os.getpid())]
-    return subprocess.Popen(
-        process,
-        stdin=subprocess.DEVNULL,
-        stdout=said_fd,
-        stderr=said_fd,
-        pass_fds=[channel_fd],
-        start_new_session=True,  # Ctrl-C is for the parent to handle
-    )
 
 
 def _start_remedy(error: OSError) -> str:

@@ -84,12 +84,17 @@ def _degraded(choice: Choice, failed: list[str]) -> dict[str, Any] | None:
 
 @dataclass(slots=True)
 class _Target:
-    """What is being made for one target; closed here after the parent has copies."""
+    """What is being made for one target; closed here after the parent has copies.
+
+    ``at_hooks`` has for each hook the place of its program among ``programs``: one program serves
+    all hooks that want the same, since verifying it once more would cost up to 30 ms.
+    """
 
     name: str
     maps: list[int] = field(default_factory=list)
     programs: list[dict[str, Any]] = field(default_factory=list)
     program_fds: list[int] = field(default_factory=list)
+    at_hooks: list[int] = field(default_factory=list)
     attachments: list[int] = field(default_factory=list)
     ifindex: int | None = None
 
@@ -179,19 +184,26 @@ class _Load:
             key = bytes(4)
             fd = target.maps[names.index("settings")]
             check(libbpf().bpf_map_update_elem(fd, key, settings, BPF_ANY))
+        places: dict[tuple[str, str, int], int] = {}
         for hook, resolved in hooks:
             btf_id = function_btf_id(resolved) or 0 if hook.kind in _BY_BTF_ID else 0
-            program = image.program(hook.program)
-            fd = load_program(program, hook.kind, image.license, target.maps, btf_id)
-            target.program_fds.append(fd)
-            info = read_program_info(fd)
-            known = {"name": program.name, "kind": hook.kind, "id": info.id, "tag": info.tag}
-            target.programs.append(known)
+            wanted = (hook.program, hook.kind, btf_id)
+            if wanted not in places:
+                places[wanted] = len(target.programs)
+                self._load_program(target, image, hook, btf_id)
+            target.at_hooks.append(places[wanted])
+
+    def _load_program(self, target: _Target, image: Image, hook: Hook, btf_id: int) -> None:
+        program = image.program(hook.program)
+        fd = load_program(program, hook.kind, image.license, target.maps, btf_id)
+        target.program_fds.append(fd)
+        info = read_program_info(fd)
+        known = {"name": program.name, "kind": hook.kind, "id": info.id, "tag": info.tag}
+        target.programs.append(known)
 
     def _attach(self, target: _Target, hooks: list[tuple[Hook, str]]) -> None:
-        for (hook, resolved), fd, program in zip(
-            hooks, target.program_fds, target.programs, strict=True
-        ):
+        for (hook, resolved), place in zip(hooks, target.at_hooks, strict=True):
+            fd, program = target.program_fds[place], target.programs[place]
             if hook.kind == "tracepoint":
                 from hypermesh_ebpf.host.filesystems import enter_private_mounts
 

@@ -26,19 +26,29 @@ from typing import Any
 from hypermesh_ebpf import log
 from hypermesh_ebpf.channel import LEFT_ALONE, Channel
 from hypermesh_ebpf.errors import HmebpfError, MissingPrivilege, describe_errno, from_dict
+from hypermesh_ebpf.spawn import PROGRAMS
 
 _IDLE_SECONDS = 3.0
+_PARENT_STARTS_SECONDS = 600.0  # in an emulated machine that takes a while; a hang is forever
 _CLONE_NEWNET = 0x40000000
 
 
-def main(channel_fd: int, parent: int) -> None:
-    """Serve the parent's requests over the inherited socket."""
+def main(channel_fd: int, task: str = "") -> None:
+    """Serve the parent's requests over the inherited socket.
+
+    With a ``task`` the first one is known and will come: get ready for it.
+    """
     _thread.start_new_thread(_end_with_parent, (channel_fd,))
     channel = Channel(socket.socket(fileno=channel_fd))
     talk = Talk(channel)
     poll = select.poll()
     poll.register(channel_fd, select.POLLIN)
-    while poll.poll(_IDLE_SECONDS * 1000):
+    patience = _IDLE_SECONDS
+    if task:
+        _get_ready(task)
+        patience = _PARENT_STARTS_SECONDS
+    while poll.poll(patience * 1000):
+        patience = _IDLE_SECONDS
         received = channel.receive()
         if received is None:
             break
@@ -52,6 +62,17 @@ def main(channel_fd: int, parent: int) -> None:
                 os.close(fd)
     # Not sys.exit: handlers registered by libraries must not undo what was handed over.
     os._exit(LEFT_ALONE)
+
+
+def _get_ready(task: str) -> None:
+    """Import what it takes to load users' programs, or a monitor, and to attach it."""
+    if task == PROGRAMS:
+        from hypermesh_ebpf import worker_programs  # noqa: F401
+    else:
+        from hypermesh_ebpf import preload
+
+        preload.begin(task)
+        from hypermesh_ebpf import worker_monitor  # noqa: F401
 
 
 def _end_with_parent(channel_fd: int) -> None:

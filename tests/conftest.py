@@ -1,10 +1,11 @@
 """What every test run shares: markers by folder, skips without privileges, and a record of results.
 
 ``scripts/test`` runs pytest several times - on this machine, and inside virtual machines with other
-kernels - and adds the results up.  Where HMEBPF_TEST_RESULTS is set, a run prints at its end one
-line for it: that word, a space and a JSON list of {"id", "outcome", "reason"}, outcome being
-passed, failed or skipped.  A test that is skipped here may run there; one skipped everywhere is
-found out.
+kernels - and adds the results up.  Where HMEBPF_TEST_RESULTS names a file, each test that is over
+adds a line to it, a JSON object {"id", "outcome", "reason"}, outcome being passed, failed or
+skipped; what is in the file already is not run again.  So a machine that dies is booted anew for
+the tests that it did not get to.  A test that is skipped here may run there; one skipped everywhere
+is found out.
 """
 
 from __future__ import annotations
@@ -39,14 +40,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Results:
-    """The outcome of every test of a run, with the reason of every skip."""
+    """The outcome of every test of a run, with the reason of every skip, in a file."""
 
-    def __init__(self) -> None:
-        self.tests: dict[str, dict[str, str]] = {}
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._tests: dict[str, dict[str, str]] = {}
+        lines = file.read_text().splitlines() if file.exists() else []
+        self._before = {json.loads(line)["id"] for line in lines}
+
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        """Leave out what ran in a machine that died later."""
+        config.hook.pytest_deselected(items=[i for i in items if i.nodeid in self._before])
+        items[:] = [item for item in items if item.nodeid not in self._before]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         # A test has three reports - setup, call, teardown - and the worst one is its outcome.
-        seen = self.tests.get(report.nodeid)
+        seen = self._tests.get(report.nodeid)
         if report.failed:
             self._note(report, "failed")
         elif report.skipped and (seen is None or seen["outcome"] == "passed"):
@@ -54,10 +65,14 @@ class Results:
         elif report.when == "call" and seen is None:
             self._note(report, "passed")
 
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self._write(nodeid)
+
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         # A whole module can be skipped, or fail to be imported: it counts under the file's name.
-        if not report.passed:
+        if not report.passed and report.nodeid not in self._before:
             self._note(report, report.outcome)
+            self._write(report.nodeid)
 
     def _note(self, report: pytest.TestReport | pytest.CollectReport, outcome: str) -> None:
         reason = ""
@@ -65,13 +80,13 @@ class Results:
             reason = report.longrepr[2].removeprefix("Skipped: ")
         elif outcome == "skipped":
             reason = f"expected to fail: {getattr(report, 'wasxfail', '')}"
-        self.tests[report.nodeid] = {"id": report.nodeid, "outcome": outcome, "reason": reason}
+        self._tests[report.nodeid] = {"id": report.nodeid, "outcome": outcome, "reason": reason}
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        terminalreporter.ensure_newline()
-        terminalreporter.write_line("HMEBPF_TEST_RESULTS " + json.dumps([*self.tests.values()]))
+    def _write(self, nodeid: str) -> None:
+        with self._file.open("a") as file:
+            file.write(json.dumps(self._tests[nodeid]) + "\n")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if os.environ.get("HMEBPF_TEST_RESULTS"):
-        config.pluginmanager.register(Results(), "hmebpf-results")
+    if file := os.environ.get("HMEBPF_TEST_RESULTS"):
+        config.pluginmanager.register(Results(Path(file)), "hmebpf-results")

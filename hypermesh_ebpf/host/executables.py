@@ -8,7 +8,6 @@ no care.  Static probes (USDT) are notes as systemtap's sys/sdt.h writes them.
 
 from __future__ import annotations
 
-import difflib
 import lzma
 import os
 import shutil
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 
 from hypermesh_ebpf.errors import AttachError, describe_errno
 from hypermesh_ebpf.host.elf_file import DAMAGED, IFUNC, ElfFile, Function, StaticProbe
+from hypermesh_ebpf.spelling import find_close
 
 _LD_CACHE = "/etc/ld.so.cache"
 _LIBRARY_FOLDERS = ("/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib")
@@ -178,7 +178,7 @@ def _choose(file: ElfFile, symbol: str, what: str, path: str) -> Function:
 
 
 def _name_close(name: str, known: list[str], path: str = "") -> str:
-    close = difflib.get_close_matches(name, known, n=_NAMES_SHOWN, cutoff=0.6)
+    close = find_close(name, known, _NAMES_SHOWN, 0.6)
     if close:
         return f"close to it: {', '.join(close)}"
     if len(known) <= _NAMES_SHOWN:

@@ -23,7 +23,7 @@ from hypermesh_ebpf.errors import (
     UsageError,
     describe_errno,
 )
-from hypermesh_ebpf.host import executables, perf_events, symbols, targets, trials
+from hypermesh_ebpf.host import symbols, targets, trials
 from hypermesh_ebpf.host.hook_probes import PROBES
 from hypermesh_ebpf.host.kernel import read_kernel_release
 from hypermesh_ebpf.host.security import perf_refusal
@@ -142,6 +142,8 @@ def _resolve_interface(point: EbpfAttachType) -> str:
 
 
 def _resolve_place(point: EbpfAttachType) -> str:
+    from hypermesh_ebpf.host import executables  # no monitor's start needs it
+
     name, _, place = point.target.rpartition(":")
     path = executables.find_file(name, point.option("pid"))
     executables.find_offset(path, place)
@@ -149,6 +151,8 @@ def _resolve_place(point: EbpfAttachType) -> str:
 
 
 def _resolve_static_probe(point: EbpfAttachType) -> str:
+    from hypermesh_ebpf.host import executables
+
     name, provider, probe = point.target.rsplit(":", 2)
     path = executables.find_file(name, point.option("pid"))
     executables.find_static_probes(path, provider, probe)
@@ -156,6 +160,8 @@ def _resolve_static_probe(point: EbpfAttachType) -> str:
 
 
 def _resolve_perf_event(point: EbpfAttachType) -> str:
+    from hypermesh_ebpf.host import perf_events
+
     event = perf_events.find_perf_event(point.target)
     if event.type != perf_events.SOFTWARE:
         try:  # counts nothing before it is asked to; the machine must have such a counter

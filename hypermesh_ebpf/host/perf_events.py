@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 
 from hypermesh_ebpf.errors import UsageError
+from hypermesh_ebpf.spelling import find_close
 
 HARDWARE, SOFTWARE, _CACHE, _RAW = 0, 1, 3, 4  # enum perf_type_id
 
@@ -78,7 +78,7 @@ def find_perf_event(name: str) -> PerfEvent:
     if raw := re.fullmatch(r"r([0-9a-fA-F]{1,8})", name):  # libbcc takes 32 bits
         return PerfEvent(name, _RAW, int(raw[1], 16), 99, 0)
     known = [*_SOFTWARE_EVENTS, *_HARDWARE_EVENTS, *events]
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    close = find_close(name, known, 3, 0.5)
     raise UsageError(
         f"perf event {name!r}",
         "there is no such software or hardware event",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +13,7 @@ from hypermesh_ebpf.bpf.names import LINK_TYPES, MAP_TYPES, PROGRAM_TYPES
 from hypermesh_ebpf.errors import InterfaceNotFound, ObjectNotFound, UsageError
 from hypermesh_ebpf.host import pins
 from hypermesh_ebpf.host.objects import Link, MapObject, Objects, Program
+from hypermesh_ebpf.spelling import find_close
 
 _NAMES_SHOWN = 12
 _PREFIXES = {"prog": "program", "program": "program", "map": "map", "link": "link"}
@@ -33,7 +33,7 @@ class Selection:
         """Raises UsageError for a type that no object can have, InterfaceNotFound."""
         known = {*PROGRAM_TYPES, *MAP_TYPES, *LINK_TYPES, *KINDS} - {"unspec"}
         if self.type is not None and self.type not in known:
-            close = difflib.get_close_matches(self.type, sorted(known), n=4, cutoff=0.5)
+            close = find_close(self.type, sorted(known), 4, 0.5)
             raise UsageError(
                 f"--type {self.type}",
                 "no program, map, link or attachment is of that type",
@@ -114,7 +114,7 @@ def require_interface(name: str) -> int:
         return socket.if_nametoindex(name)
     except (OSError, ValueError) as error:
         names = [found for _, found in socket.if_nameindex()]
-        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        close = find_close(name, names, 3, 0.5)
         shown = (close + [other for other in names if other not in close])[:_NAMES_SHOWN]
         raise InterfaceNotFound(
             f"find interface {name!r}",
@@ -172,7 +172,7 @@ def _all(objects: Objects) -> Iterable[Object]:
 
 def _suggest(objects: Objects, text: str, kinds: Sequence[str]) -> str:
     names = sorted({name_of(each) for each in _all(objects) if kind_of(each) in kinds} - {""})
-    close = difflib.get_close_matches(text, names + pins.list_sets(), n=3, cutoff=0.6)
+    close = find_close(text, names + pins.list_sets(), 3, 0.6)
     if close:
         return f"did you mean {', '.join(close)}? `hmebpf list` shows all"
     return "`hmebpf list` shows what there is"

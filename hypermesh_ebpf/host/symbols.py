@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from functools import lru_cache
 
 from hypermesh_ebpf.errors import Unsupported, UsageError
 from hypermesh_ebpf.host import architecture, filesystems
+from hypermesh_ebpf.spelling import find_close
 
 _KALLSYMS = "/proc/kallsyms"
 _CHUNK = 1 << 16
@@ -80,7 +80,7 @@ def find_similar(name: str) -> list[str]:
                     known.add(found.decode())
     except OSError:
         return []
-    return difflib.get_close_matches(name, known, n=3, cutoff=0.7)
+    return find_close(name, known, 3, 0.7)
 
 
 def resolve_syscall_function(name: str, *, compat: bool = False) -> str:

@@ -5,7 +5,6 @@ What is not there is answered with what is there and sounds like it.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 import socket
@@ -18,6 +17,7 @@ from hypermesh_ebpf.errors import (
     describe_errno,
 )
 from hypermesh_ebpf.host import filesystems
+from hypermesh_ebpf.spelling import find_close
 
 _NAMES_SHOWN = 12
 
@@ -28,7 +28,7 @@ def find_interface(name: str) -> int:
         return socket.if_nametoindex(name)
     except (OSError, ValueError) as error:
         names = [found for _, found in socket.if_nameindex()]
-        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        close = find_close(name, names, 3, 0.5)
         names = close + [other for other in names if other not in close]
         more = len(names) - _NAMES_SHOWN
         remedy = "interfaces here: " + ", ".join(names[:_NAMES_SHOWN])
@@ -82,7 +82,7 @@ def _groups_beside(path: str) -> str:
         names = [entry.name for entry in os.scandir(parent) if entry.is_dir()]
     except OSError:
         return f"`find {filesystems.find_mount(filesystems.CGROUP2.magic)} -type d`"
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    close = find_close(name, names, 3, 0.5)
     shown = close or sorted(names)[:_NAMES_SHOWN]
     return ", ".join(os.path.join(parent, each) for each in shown) or f"none in {parent}"
 
@@ -104,9 +104,9 @@ def close_tracepoints(tracepoint: str) -> list[str]:
     if exact := [each for each in known if each.endswith(f":{name}")]:
         return exact[:3]
     if category:
-        return difflib.get_close_matches(tracepoint, known, n=3, cutoff=0.6)
+        return find_close(tracepoint, known, 3, 0.6)
     by_name = {each.partition(":")[2]: each for each in known}
-    close = difflib.get_close_matches(name, by_name, n=3, cutoff=0.6)
+    close = find_close(name, by_name, 3, 0.6)
     return [by_name[each] for each in close]
 
 

@@ -7,13 +7,13 @@ array), ``ports[1]=443``, ``config.limit=5`` (a member).  Types are descriptions
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from hypermesh_ebpf.errors import UsageError
+from hypermesh_ebpf.spelling import find_close
 
 Description = Mapping[str, Any]
 _PATH = re.compile(r"(\w+)((?:\.\w+|\[\d+\])*)")
@@ -36,7 +36,7 @@ def unknown_variable(name: str, known: list[str]) -> UsageError:
             "the object has no global variables with type information",
             "declare it in the source: const volatile int NAME = 0; and compile with -g",
         )
-    close = difflib.get_close_matches(name, known, 1)
+    close = find_close(name, known, 1)
     remedy = f"--set {close[0]}=VALUE" if close else f"--set {known[0]}=VALUE, for instance"
     return UsageError(
         f"set {name}",

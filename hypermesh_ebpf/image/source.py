@@ -14,12 +14,12 @@ from hypermesh_ebpf.errors import Unsupported
 from hypermesh_ebpf.host.dependencies import find_bcc
 from hypermesh_ebpf.host.filesystems import read_tracefs
 from hypermesh_ebpf.host.kernel_btf import btf_path
-from hypermesh_ebpf.image import cache, conventions
+from hypermesh_ebpf.image import cache
 from hypermesh_ebpf.image.image import Image
-from hypermesh_ebpf.image.user_text import UserSource
 
 if TYPE_CHECKING:
     from hypermesh_ebpf.attach_type import EbpfAttachType
+    from hypermesh_ebpf.image.user_text import UserSource
 
 _PACKAGE = Path(__file__).parent.parent
 
@@ -82,6 +82,8 @@ def build_user_image(
         from hypermesh_ebpf.image.user_source import compile_user
 
         return compile_user(path.name, text, cflags, path.parent, report, attach)
+
+    from hypermesh_ebpf.image.user_text import UserSource  # not for the bundled monitors
 
     build = _build(
         _user_key(UserSource.read(path.name, text, cflags, path.parent, attach)),
@@ -153,6 +155,8 @@ def _key(path: Path, text: str, defines: Mapping[str, str | int]) -> str:
 
 def _user_key(source: UserSource) -> str:
     """Everything that the image of a user's text is made of."""
+    from hypermesh_ebpf.image import conventions
+
     parts: list[str | bytes] = [__version__, source.name, find_bcc().version, _btf_state()]
     parts += [
         *source.flags,

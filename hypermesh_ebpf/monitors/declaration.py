@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from hypermesh_ebpf.metrics.sample import Histogram, Row, Table
+if TYPE_CHECKING:  # the worker reads declarations, too, and makes no samples
+    from hypermesh_ebpf.metrics.sample import Histogram, Row, Table
 
 Options = Mapping[str, Any]
 """The user's choices by option name ("by", "iface", ...), defaults filled in.

@@ -286,6 +286,23 @@ def test_nothing_stays_in_the_kernel(rung: Rung) -> None:
     wait_until(lambda: not programs & loaded_programs(), "the programs are gone")
 
 
+def test_hooks_that_run_the_same_share_a_program() -> None:
+    """Verifying net-monitor's largest program takes 30 ms: once is enough."""
+    with running("net-monitor", "--rung", "tracepoint") as monitor:
+        numbers = monitor.start["prog_ids"]
+        assert len(numbers) < len(monitor.start["hooks"])
+        tags = [show_program(number)["tag"] for number in numbers]
+        assert len(set(tags)) == len(tags)
+        monitor.finish()
+
+
+def show_program(number: int) -> dict[str, Any]:
+    """A program as bpftool has it."""
+    command = ["bpftool", "-j", "prog", "show", "id", str(number)]
+    shown: dict[str, Any] = json.loads(subprocess.check_output(command))
+    return shown
+
+
 def test_a_kernel_without_btf_is_degraded_and_says_so(namespace: Namespace, tmp_path: Path) -> None:
     traffic = Traffic(namespace, tmp_path)
     environment = {**os.environ, "HMEBPF_BTF": str(tmp_path / "missing")}

@@ -35,7 +35,7 @@ def finished(name: str, failed: bool = False, **outcomes: str) -> Any:
         f"tests/kernel/{test}": {"id": f"tests/kernel/{test}", "outcome": outcome, "reason": "why"}
         for test, outcome in outcomes.items()
     }
-    return SimpleNamespace(name=name, failed=failed, results={name: results} if results else {})
+    return SimpleNamespace(name=name, where=name, failed=failed, results=results)
 
 
 def test_sum_is_the_last_line(runner: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,38 +77,61 @@ def test_failures_of_any_kind_fail_the_whole(
 def test_module_skipped_as_a_whole_counts_as_run_where_its_tests_ran(runner: Any) -> None:
     def run(test: str, outcome: str) -> Any:
         result = {"id": test, "outcome": outcome, "reason": ""}
-        return SimpleNamespace(results={"host": {test: result}})
+        return SimpleNamespace(results={test: result})
 
     runs = [run("tests/a.py", "skipped"), run("tests/a.py::test_x", "passed")]
     assert runner.find_never_run(runs) == []
     assert runner.find_never_run(runs[:1]) == ["tests/a.py"]
 
 
-def test_run_without_results_has_failed(runner: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    line = 'HMEBPF_TEST_RESULTS [{"id": "t", "outcome": "passed", "reason": ""}]'
-    for command, failed in (
-        (["echo", line], False),
-        (["echo", "killed before the end"], True),
-        (["echo", "HMEBPF_TEST_RESULTS [{"], True),
-        (["sh", "-c", f"echo '{line}'; exit 1"], True),
-        (["sh", "-c", f"echo '{line}'; exit 5"], False),
-    ):
-        run = runner.Run("name", command, where=["host"])
-        run.show()
-        assert run.failed is failed, command
-    assert "killed before the end" in capfd.readouterr().out
+RESULT = '{"id": "%s", "outcome": "passed", "reason": ""}'
 
 
-def test_results_of_several_machines_are_kept_apart(runner: Any) -> None:
-    line = 'HMEBPF_TEST_RESULTS [{"id": "t", "outcome": "passed", "reason": ""}]'
-    script = f"echo '6.1 | {line}'; echo '7 | {line}'"
-    both = runner.Run("name", ["sh", "-c", script], where=["6.1", "7"])
-    both.show()
-    assert not both.failed
-    assert both.results.keys() == {"6.1", "7"}
-    one_missing = runner.Run("name", ["sh", "-c", script], where=["6.1", "7", "5.10"])
-    one_missing.show()
-    assert one_missing.failed
+@pytest.mark.parametrize(
+    ("command", "failed"),
+    [
+        ("echo '{}' >>$HMEBPF_TEST_RESULTS", False),
+        ("echo '{}' >>$HMEBPF_TEST_RESULTS; exit 1", True),
+        ("echo '{}' >>$HMEBPF_TEST_RESULTS; exit 5", False),
+        ("echo killed before the end", True),
+    ],
+)
+def test_run_without_results_has_failed(
+    runner: Any, tmp_path: Path, command: str, failed: bool
+) -> None:
+    text = command.format(RESULT % "t")
+    run = runner.Run("name", ["sh", "-c", text], where="host", results=tmp_path / "file")
+    run.show()
+    assert run.failed is failed
+    assert runner.Run("no tests", ["true"]).name == "no tests"
+
+
+def test_machine_that_dies_is_booted_again(
+    runner: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its first boot brings one result and dies, the second the other one."""
+    results = tmp_path / "tests"
+    text = (
+        f"if [ -s {results} ]; then echo '{RESULT % 'b'}' >>{results}; "
+        f"else echo '{RESULT % 'a'}' >>{results}; echo a panic; exit 125; fi"
+    )
+    run = runner.Run("machine", ["sh", "-c", text], where="6.1", results=results)
+    run.show()
+    assert not run.failed
+    assert run.results.keys() == {"a", "b"}
+    out = capfd.readouterr().out
+    assert "a panic\n   machine: booted again for what is left (1)\n" in out
+
+
+def test_machine_that_always_dies_has_failed(
+    runner: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "tests"
+    text = f"echo '{RESULT % 'a'}' >>{results}; echo a panic; exit 125"
+    run = runner.Run("machine", ["sh", "-c", text], where="6.1", results=results)
+    run.show()
+    assert run.failed
+    assert capfd.readouterr().out.count("a panic") == 3
 
 
 TESTS = """
@@ -136,17 +159,18 @@ MODULE_SKIP = "import pytest; pytest.skip('all of it', allow_module_level=True)"
 
 def record(folder: Path, *arguments: str, **environment: str) -> dict[str, tuple[str, str]]:
     """Outcome and reason by test, as a run with this project's conftest.py tells them."""
-    done = subprocess.run(
+    results = folder / "results"
+    subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir=.", *arguments],
         cwd=folder,
-        env={**os.environ, "HMEBPF_TEST_RESULTS": "1", **environment},
+        env={**os.environ, "HMEBPF_TEST_RESULTS": str(results), **environment},
         capture_output=True,
-        text=True,
         timeout=120,
     )
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("HMEBPF_TEST_RESULTS")]
-    tests = json.loads(line.partition(" ")[2])
-    return {test["id"]: (test["outcome"], test["reason"]) for test in tests}
+    tests = [json.loads(line) for line in results.read_text().splitlines()]
+    found = {test["id"]: (test["outcome"], test["reason"]) for test in tests}
+    assert len(found) == len(tests), "each is told once"
+    return found
 
 
 @pytest.fixture
@@ -178,6 +202,7 @@ def test_folders_decide_markers(project: Path) -> None:
     for folder in ("unit", "kernel", "vm"):
         (project / folder / f"test_{folder}.py").write_text("def test(): pass")
     chosen = record(project, "-m", "kernel or vm")
+    (project / "results").unlink()
     assert chosen.keys() == {"kernel/test_kernel.py::test", "vm/test_vm.py::test"}
     assert chosen["vm/test_vm.py::test"][0] == "skipped"
     if os.geteuid() == 0:
@@ -186,3 +211,12 @@ def test_folders_decide_markers(project: Path) -> None:
         assert chosen["kernel/test_kernel.py::test"] == ("skipped", "needs root")
     inside = record(project, "-m", "vm", HMEBPF_VM_KERNEL="6.1")
     assert inside == {"vm/test_vm.py::test": ("passed", "")}
+
+
+def test_what_was_over_before_a_machine_died_is_not_run_again(project: Path) -> None:
+    file = project / "unit/test_it.py"
+    file.write_text("import os\ndef test_a(): pass\ndef test_b(): os._exit(1)\ndef test_c(): pass")
+    assert record(project) == {"unit/test_it.py::test_a": ("passed", "")}
+    file.write_text("def test_a(): 1 / 0\ndef test_b(): pass\ndef test_c(): pass")
+    names = ("test_a", "test_b", "test_c")
+    assert record(project) == {f"unit/test_it.py::{name}": ("passed", "") for name in names}

@@ -529,6 +529,26 @@ def test_time_limit_kills_the_machine(
     assert [Path(f"/proc/{pid}").exists() for pid in started] == [False]
 
 
+def test_machine_that_says_nothing_hangs(
+    machines: Machines, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert machines.boot("time.sleep(600)", "--silence", "0.5") == 125
+    _, err = capfd.readouterr()
+    assert err.endswith("6.1: hangs: it has said nothing for 0.5 s (--silence)\n")
+
+
+def test_machine_that_speaks_does_not_hang(machines: Machines) -> None:
+    """It speaks for longer than it may be silent, each time within that."""
+    code = (
+        "port = open(paths['out'], 'w')\n"
+        "for _ in range(16):\n"
+        "    print('.', file=port, flush=True)\n"
+        "    time.sleep(0.25)\n"
+        'write("status", "3\\n")'
+    )
+    assert machines.boot(code, "--silence", "3") == 3
+
+
 def test_several_machines_give_the_first_status_that_is_not_0(
     machines: Machines, capfd: pytest.CaptureFixture[str]
 ) -> None:
