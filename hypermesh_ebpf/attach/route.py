@@ -9,6 +9,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 from hypermesh_ebpf.errors import (
@@ -33,9 +34,9 @@ class Refused(Exception):
 def load_iproute() -> Any:
     """pyroute2's class IPRoute, without what it can do without.  Raises ImportError.
 
-    pyroute2/__init__.py imports every protocol that there is a class for: 344 modules, 150 to 190 ms
-    of this process's time.  Behind stubs in the place of two packages IPRoute brings 266 of them in
-    two thirds of that.  For the worker process, which nobody else imports pyroute2 in.
+    pyroute2/__init__.py imports every protocol that there is a class for: 344 modules, 150 to
+    190 ms of this process's time.  Behind stubs in the place of two packages IPRoute brings 266 of
+    them in two thirds of that.  For the worker process, which nobody else imports pyroute2 in.
     """
     found = importlib.util.find_spec("pyroute2")
     if found is None or found.submodule_search_locations is None:
@@ -45,6 +46,9 @@ def load_iproute() -> Any:
         if name not in sys.modules:
             sys.modules[name] = stub = types.ModuleType(name)
             stub.__path__ = [path]
+            # What find_spec() gives from now on, to the next attachment too.
+            stub.__spec__ = ModuleSpec(name, None, is_package=True)
+            stub.__spec__.submodule_search_locations = [path]
     return importlib.import_module("pyroute2.iproute.linux").IPRoute
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.measure import Result
+from benchmarks.measure import Growth, Result
 
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
@@ -27,11 +27,14 @@ def _digits(figure: float) -> str:
     return f"{figure:.0f}" if size >= 100 else f"{figure:.1f}" if size >= 10 else f"{figure:.2f}"
 
 
-def draw_table(results: Sequence[Result]) -> str:
+def draw_table(results: Sequence[Result | Growth]) -> str:
     """One line for each result: every contender's median, the ratio, the budget."""
     lines = []
-    width = max((len(each.what) for each in results), default=0)
+    width = max((len(each.what) for each in results if isinstance(each, Result)), default=0)
     for each in results:
+        if isinstance(each, Growth):
+            lines += _draw_growth(each)
+            continue
         contenders = "  ".join(
             f"{name} {format_figure(each.median(name), each.unit)}" for name in each.rounds
         )
@@ -39,6 +42,19 @@ def draw_table(results: Sequence[Result]) -> str:
         if each.note:
             lines.append(f"  {'':{width}}  {each.note}")
     return "\n".join(lines)
+
+
+def _draw_growth(growth: Growth) -> list[str]:
+    """Title, head, a line for each step, the note."""
+    rows = [[growth.counted, *growth.columns]]
+    for at, step in enumerate(growth.steps):
+        figures = [(values[at], unit) for unit, values in growth.columns.values()]
+        rows.append(
+            [f"{step:,}", *("-" if v is None else format_figure(v, unit) for v, unit in figures)]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]
+    return [f"  {growth.what}", *(f"    {line}" for line in table), f"    {growth.note}"]
 
 
 def _verdict(result: Result) -> str:
@@ -56,8 +72,19 @@ def _verdict(result: Result) -> str:
     return text
 
 
-def as_dict(result: Result) -> dict[str, Any]:
+def as_dict(result: Result | Growth) -> dict[str, Any]:
     """A result for JSON: medians, all rounds, ratio and budgets; units as told."""
+    if isinstance(result, Growth):
+        return {
+            "what": result.what,
+            "counted": result.counted,
+            "steps": list(result.steps),
+            "columns": {
+                name: {"unit": unit, "figures": list(figures)}
+                for name, (unit, figures) in result.columns.items()
+            },
+            "note": result.note,
+        }
     return {
         "what": result.what,
         "unit": result.unit,
