@@ -11,12 +11,15 @@ import importlib
 import os
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
 
 from hypermesh_ebpf.host.dependencies import find_bcc
 
+_KALLSYMS = os.path.join(os.path.dirname(__file__), "image/kallsyms")
+_TRACEPOINT_PROGRAM, _PROBE_READ_KERNEL = 5, 113  # enum bpf_prog_type, bpf_func_id
 _BY_INDEX = [ct.c_void_p, ct.c_size_t]
 # What libbcc exports and bcc/libbcc.py does not declare: (result, arguments).
 _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
@@ -50,6 +53,38 @@ def libbcc() -> Any:
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
     return lib
+
+
+def compile_module(text: bytes, flags: Sequence[bytes]) -> Any:
+    """A module of libbcc's out of C, for bpf_module_destroy(); None where it does not compile.
+
+    What clang says goes to descriptor 2.  Raises MissingDependency.
+    """
+    lib = libbcc()
+    arguments = (ct.c_char_p * len(flags))(*flags)
+    with _short_kallsyms():
+        return lib.bpf_module_create_c_from_string(text, 0, arguments, len(flags), True, None)
+
+
+@contextmanager
+def _short_kallsyms() -> Iterator[None]:
+    """Meanwhile /proc/kallsyms has four lines, for this process, where it may do that.
+
+    BCC asks at each compilation whether the kernel has bpf_probe_read_kernel(), and reads all of
+    the symbols for it (check_bpf_probe_read_kernel() in src/cc/frontends/clang/
+    b_frontend_action.cc): some 200,000 lines and three quarters of the time that a small program
+    takes.  The four are helpers of Linux 5.5; before they are told, the kernel is asked.
+    """
+    from hypermesh_ebpf.bpf.libbpf import libbpf
+    from hypermesh_ebpf.host import filesystems
+
+    with ExitStack() as undo:
+        if libbpf().libbpf_probe_bpf_helper(_TRACEPOINT_PROGRAM, _PROBE_READ_KERNEL, None) == 1:
+            try:
+                undo.enter_context(filesystems.stand_in(_KALLSYMS, "/proc/kallsyms"))
+            except OSError:  # without CAP_SYS_ADMIN it takes longer
+                undo.pop_all()
+        yield
 
 
 def capture_stderr(call: Callable[[], Any]) -> tuple[Any, str]:

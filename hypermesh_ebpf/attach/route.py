@@ -9,7 +9,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.machinery import ModuleSpec
+from functools import lru_cache
 from typing import Any
 
 from hypermesh_ebpf.errors import (
@@ -31,25 +31,33 @@ class Refused(Exception):
         super().__init__(self.words)
 
 
-def load_iproute() -> Any:
-    """pyroute2's class IPRoute, without what it can do without.  Raises ImportError.
+@lru_cache(maxsize=1)
+def load_iproute() -> tuple[Any, type[Exception]]:
+    """pyroute2's classes IPRoute and NetlinkError, without what they can do without.
 
     pyroute2/__init__.py imports every protocol that there is a class for: 344 modules, 150 to
-    190 ms of this process's time.  Behind stubs in the place of two packages IPRoute brings 266 of
-    them in two thirds of that.  For the worker process, which nobody else imports pyroute2 in.
+    190 ms of this process's time.  With stubs in the place of two packages, only while these
+    classes are imported, they bring 266 of them in two thirds of that.  Raises ImportError.
     """
+    if "pyroute2" in sys.modules:
+        from pyroute2 import IPRoute, NetlinkError
+
+        return IPRoute, NetlinkError
     found = importlib.util.find_spec("pyroute2")
     if found is None or found.submodule_search_locations is None:
         raise ImportError("No module named 'pyroute2'")
     (place, *_others) = found.submodule_search_locations
-    for name, path in (("pyroute2", place), ("pyroute2.iproute", f"{place}/iproute")):
-        if name not in sys.modules:
-            sys.modules[name] = stub = types.ModuleType(name)
-            stub.__path__ = [path]
-            # What find_spec() gives from now on, to the next attachment too.
-            stub.__spec__ = ModuleSpec(name, None, is_package=True)
-            stub.__spec__.submodule_search_locations = [path]
-    return importlib.import_module("pyroute2.iproute.linux").IPRoute
+    stubs = {"pyroute2": place, "pyroute2.iproute": f"{place}/iproute"}
+    for name, path in stubs.items():
+        sys.modules[name] = stub = types.ModuleType(name)
+        stub.__path__ = [path]
+    try:
+        linux = importlib.import_module("pyroute2.iproute.linux")
+        exceptions = importlib.import_module("pyroute2.netlink.exceptions")
+    finally:
+        for name in stubs:
+            del sys.modules[name]
+    return linux.IPRoute, exceptions.NetlinkError
 
 
 @contextmanager
@@ -57,7 +65,7 @@ def open_route(what: str) -> Iterator[Any]:
     """A route netlink socket.  What nobody inside explained is raised as AttachError, TargetGone,
     or MissingDependency without pyroute2."""
     try:
-        make_route = load_iproute()
+        make_route, _refused = load_iproute()
     except ImportError as error:
         raise MissingDependency(
             what, str(error), "install it with `python3 -m pip install pyroute2`"
@@ -74,12 +82,11 @@ def open_route(what: str) -> Iterator[Any]:
 
 def ask(request: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """One request's answer.  Raises Refused."""
-    from pyroute2.netlink.exceptions import NetlinkError
-
+    _route, refusal = load_iproute()
     try:
         return request(*arguments, **options)
-    except NetlinkError as error:
-        raise Refused(error.code, str(error.args[1])) from error
+    except refusal as error:
+        raise Refused(error.args[0], str(error.args[1])) from error
 
 
 def common_refusal(what: str, refused: Refused) -> HmebpfError | None:

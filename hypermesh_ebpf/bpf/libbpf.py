@@ -109,6 +109,7 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "libbpf_bpf_prog_type_str": (_STR, [_INT]),
     "libbpf_probe_bpf_prog_type": (_INT, [_INT, _PTR]),
     "libbpf_probe_bpf_map_type": (_INT, [_INT, _PTR]),
+    "libbpf_probe_bpf_helper": (_INT, [_INT, _INT, _PTR]),
     "libbpf_find_vmlinux_btf_id": (_INT, [_STR, _INT]),
     "libbpf_version_string": (_STR, []),
     "libbpf_set_print": (_PTR, [_PTR]),

@@ -12,6 +12,8 @@ import ctypes
 import errno
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -41,7 +43,8 @@ CGROUP2 = Filesystem(
 KNOWN = (TRACEFS, DEBUGFS, BPFFS, SECURITYFS, CGROUP2)
 
 _CLONE_NEWNS = 0x20000
-_MS_REC, _MS_SLAVE = 0x4000, 1 << 19
+_MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 1 << 19
+_MNT_DETACH = 2
 _FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_CMD_CREATE = 6
 
@@ -241,9 +244,7 @@ def enter_private_mounts() -> None:
         return
     what = "mount tracefs for the worker process"
     try:
-        if _libc().unshare(_CLONE_NEWNS):
-            _raise_errno()
-        _become_slave()
+        _leave_for_private_mounts()
         for fs in (TRACEFS, DEBUGFS):
             if magic_of(fs.places[0]) != fs.magic:
                 try:
@@ -264,16 +265,38 @@ def enter_private_mounts() -> None:
         raise Unsupported(what, cause, mount_it, errno=error.errno) from error
 
 
+@contextmanager
+def stand_in(file: str, place: str) -> Iterator[None]:
+    """For the worker process only: meanwhile who opens ``place`` in this process gets ``file``.
+
+    Raises OSError, EPERM without CAP_SYS_ADMIN.
+    """
+    _leave_for_private_mounts()
+    _mount(file, place, None, _MS_BIND)
+    try:
+        yield
+    finally:
+        if _libc().umount2(os.fsencode(place), _MNT_DETACH):
+            _raise_errno()
+
+
+def _leave_for_private_mounts() -> None:
+    """A mount namespace of this process's own, of which the host sees nothing.  Raises OSError."""
+    if _libc().unshare(_CLONE_NEWNS):
+        _raise_errno()
+    _become_slave()
+
+
 def _become_slave() -> None:
     """No mount of ours travels to the host.  Inside a chroot "/" is no mount point: take those
-    that are, below /sys."""
+    that are, of sysfs and procfs."""
     try:
         _mount(None, "/", None, _MS_REC | _MS_SLAVE)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
         for mount in read_mounts():
-            if mount.shared and (mount.point + "/").startswith("/sys/"):
+            if mount.shared and (mount.point + "/").startswith(("/sys/", "/proc/")):
                 _mount(None, mount.point, None, _MS_SLAVE)
 
 

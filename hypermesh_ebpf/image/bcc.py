@@ -26,7 +26,7 @@ from hypermesh_ebpf.bpf.spec import MapSpec, ProgramSpec
 from hypermesh_ebpf.errors import CompileError
 from hypermesh_ebpf.image.image import Image
 from hypermesh_ebpf.image.user_text import LIGHT_HEADERS
-from hypermesh_ebpf.libbcc import capture_stderr, libbcc
+from hypermesh_ebpf.libbcc import capture_stderr, compile_module, libbcc
 
 LD_IMM64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW: two slots, the only instruction that names a map
 _PSEUDO_MAP_FD = 1
@@ -91,12 +91,8 @@ def compile_c(
     """
     lib = libbcc()
     os.environ["BCC_KERNEL_SOURCE"] = str(kernel_source)
-    arguments = (ct.c_char_p * len(flags))(*(os.fsencode(flag) for flag in flags))
-    module, said = capture_stderr(
-        lambda: lib.bpf_module_create_c_from_string(
-            text.encode(errors="surrogateescape"), 0, arguments, len(flags), True, None
-        )
-    )
+    raw, arguments = text.encode(errors="surrogateescape"), [os.fsencode(flag) for flag in flags]
+    module, said = capture_stderr(lambda: compile_module(raw, arguments))
     if not module:
         raise _compile_error(name, said)
     try:

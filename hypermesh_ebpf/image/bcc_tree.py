@@ -244,15 +244,10 @@ def compile_with(root: Path, text: str, flags: list[str]) -> str:
 
 def answer(flags: list[str]) -> None:
     """The other end of :func:`compile_with`: the text is on standard input."""
-    import ctypes as ct
+    from hypermesh_ebpf.libbcc import compile_module
 
-    from hypermesh_ebpf.libbcc import libbcc
-
-    arguments = (ct.c_char_p * len(flags))(*(flag.encode() for flag in flags))
-    module = libbcc().bpf_module_create_c_from_string(
-        sys.stdin.buffer.read(), 0, arguments, len(flags), True, None
-    )
-    os._exit(0 if module else 1)
+    made = compile_module(sys.stdin.buffer.read(), [flag.encode() for flag in flags])
+    os._exit(0 if made else 1)
 
 
 # -- the types and macros that are left

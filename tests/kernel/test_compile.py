@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import select
 import shutil
+import struct
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +19,7 @@ from hypermesh_ebpf import monitors
 from hypermesh_ebpf.bpf import maps
 from hypermesh_ebpf.bpf.libbpf import check, libbpf
 from hypermesh_ebpf.bpf.programs import read_program_info
+from hypermesh_ebpf.bpf.spec import ProgramSpec
 from hypermesh_ebpf.errors import CompileError, LoadError, VerifierError
 from hypermesh_ebpf.image.bcc import find_map_refs
 from hypermesh_ebpf.image.image import Image
@@ -319,3 +324,40 @@ def test_every_rung_of_a_monitor_compiles_and_has_its_programs(name: str) -> Non
         assert found["unused"] == [], f"rung {found['rung']}"
         assert found["settings"][0] == found["settings"][1], "the C structure and its packing"
     assert len(done.stdout.splitlines()) >= len(monitors.load(name).rungs)
+
+
+def test_compiling_does_not_read_the_symbols_of_the_kernel() -> None:
+    """BCC does by itself: all 200,000 of them, 0.15 s of each compilation."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    watch = check(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+    try:
+        check(libc.inotify_add_watch(watch, b"/proc/kallsyms", _IN_OPEN))
+        (program,) = compile_text(READS_MEMORY).programs
+        assert not select.select([watch], [], [], 0)[0]
+        with open("/proc/kallsyms"):
+            assert select.select([watch], [], [], 0)[0], "it would have been seen"
+    finally:
+        os.close(watch)
+    # BCC puts bpf_probe_read() in the place of helpers that it takes for unknown to the kernel.
+    found = [number for op, _registers, _offset, number in instructions(program) if op == _CALL]
+    assert found == [_PROBE_READ_USER, _PROBE_READ_KERNEL]
+    assert len(Path("/proc/kallsyms").read_text().splitlines()) > 1000, "nobody else's changed"
+
+
+def instructions(program: ProgramSpec) -> list[tuple[int, int, int, int]]:
+    """struct bpf_insn's members: opcode, registers, offset, immediate."""
+    return list(struct.iter_unpack("=BBhi", program.instructions))
+
+
+_CALL = 0x85
+_PROBE_READ_USER, _PROBE_READ_KERNEL = 112, 113  # enum bpf_func_id
+_IN_OPEN = 0x20  # include/uapi/linux/inotify.h
+READS_MEMORY = """
+int read_it(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 word = 0;
+	bpf_probe_read_user(&word, sizeof(word), (void *)ctx->args[0]);
+	bpf_probe_read_kernel(&word, sizeof(word), (void *)ctx->args[1]);
+	return word;
+}
+"""
