@@ -166,7 +166,10 @@ def test_the_longest_chain_of_extensions_is_walked() -> None:
     kinds = (0, 60, 43, 60, 43, 60, 17)  # six headers of 2048 bytes, then UDP
     chain = b"".join(bytes([following, 255]) + bytes(2046) for following in kinds[1:])
     frame = ethernet(0x86DD, ipv6(kinds[0], chain + udp(53, b"data")))
-    with Namespace() as ns, running("xdp", "--iface", "lo", "--by", "port", namespace=ns) as monitor:
+    with (
+        Namespace() as ns,
+        running("xdp", "--iface", "lo", "--by", "port", namespace=ns) as monitor,
+    ):
         before = received_packets(ns, "lo")
         send_frames(ns, "lo", [frame] * PRIME)
         wait_until(lambda: received_packets(ns, "lo") - before >= PRIME, "received")
