@@ -19,7 +19,7 @@ def format_figure(figure: float, unit: str) -> str:
     if unit.endswith("/s"):
         scale, prefix = next(((s, p) for s, p in _PREFIXES if figure >= s), (1.0, ""))
         return f"{_digits(figure / scale)} {prefix}{unit}"
-    return f"{_digits(figure)} {unit}"
+    return f"{_digits(figure)} {unit}".rstrip()
 
 
 def _digits(figure: float) -> str:
@@ -59,16 +59,15 @@ def _draw_growth(growth: Growth) -> list[str]:
 
 def _verdict(result: Result) -> str:
     """The ratio, and what it or our figure may be at most (at least)."""
-    text = ""
     sign = ">=" if result.more_is_better else "<="
-    if result.ratio is not None:
-        text += f"  = {_digits(result.ratio)} x {result.against}"
+    bounds = []
     if result.budget is not None:
-        text += f"  ({sign} {_digits(result.budget)} x"
+        bounds.append(f"{sign} {_digits(result.budget)} x")
     if result.limit is not None:
-        text += f"  ({sign} {format_figure(result.limit, result.unit)}"
-    if result.met is not None:
-        text += ": met)" if result.met else ": NOT MET)"
+        bounds.append(f"{sign} {format_figure(result.limit, result.unit)}")
+    text = f"  = {_digits(result.ratio)} x {result.against}" if result.ratio is not None else ""
+    if bounds:
+        text += f"  ({', '.join(bounds)}: {'met' if result.met else 'NOT MET'})"
     return text
 
 
