@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -15,11 +17,47 @@ from benchmarks.measure import OURS, Growth, Result, Settings, say
 from benchmarks.peers import environment, hmebpf
 from benchmarks.places import network
 from benchmarks.process import Running, running
+from hypermesh_ebpf.image import clang
 
 TITLE = "Growth"
 
 _INTERFACES = (1, 4, 16, 64)
 _MONITORS = (1, 5, 10, 20)
+_EVENT_RATES = (100, 1_000, 10_000, 50_000)
+_EVENTS = """
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+struct call {
+    __u64 at;
+    __u32 pid;
+    __u32 asked;
+};
+struct {
+    __uint(type, BPF_MAP_TYPE_RINGBUF);
+    __uint(max_entries, 1 << 20);
+    __type(value, struct call);
+} calls SEC(".maps");
+SEC("tp/syscalls/sys_enter_getpgid")
+int report(struct trace_event_raw_sys_enter *ctx)
+{
+    struct call call = { bpf_ktime_get_ns(), bpf_get_current_pid_tgid() >> 32, ctx->args[0] };
+    bpf_ringbuf_output(&calls, &call, sizeof(call), 0);
+    return 0;
+}
+char LICENSE[] SEC("license") = "GPL";
+"""
+_PRODUCER = """
+import os, sys, time
+each, due = int(sys.argv[1]) / 100, time.perf_counter()
+owed = 0.0
+while True:
+    owed += each
+    for _ in range(int(owed)):
+        os.getpgid(0)
+    owed -= int(owed)
+    due += 0.01
+    time.sleep(max(due - time.perf_counter(), 0))
+"""
 _INTERVAL = 0.2
 _WATCHED_SECONDS = 4.0
 
@@ -30,6 +68,7 @@ def run(settings: Settings) -> Iterator[Result | Growth]:
         env = environment(Path(scratch))
         yield _grow_interfaces(env)
         yield _grow_monitors(env)
+        yield _grow_events(env, Path(scratch) / "calls.o")
     _raise_limits()
     yield grow_programs()
     yield grow_maps()
@@ -90,6 +129,34 @@ def _grow_monitors(env: dict[str, str]) -> Growth:
             "PSS of each": ("MiB", memory[1:]),
         },
         "each is on its own: the sum is linear in all",
+    )
+
+
+def _grow_events(env: dict[str, str], path: Path) -> Growth:
+    """A user's own program, an event for each call of a process that calls at a steady rate."""
+    path.write_bytes(clang.compile_object(Path("calls.bpf.c"), _EVENTS, []))
+    command = hmebpf("load", str(path), "-i", str(_INTERVAL), "-o", "json")
+    share, each = [], []
+    with running(command, READING[OURS], env=env) as run:
+        for rate in _EVENT_RATES:
+            say(f"growth: {rate} events a second")
+            producer = subprocess.Popen([sys.executable, "-c", _PRODUCER, str(rate)])
+            try:
+                time.sleep(0.5)
+                before, begin = run.cpu(), time.perf_counter()
+                time.sleep(_WATCHED_SECONDS)
+                took, cpu = time.perf_counter() - begin, run.cpu() - before
+            finally:
+                producer.kill()
+                producer.wait()
+            share.append(100 * cpu / took)
+            each.append(cpu / took / rate)
+    return Growth(
+        "events of one program, each written as a line of JSON",
+        "events/s",
+        _EVENT_RATES,
+        {"CPU": ("% of one core", share), "for each": ("s", each)},
+        "linear above the refreshes; sections rings and storm tell when events are lost",
     )
 
 
