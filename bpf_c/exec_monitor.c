@@ -41,6 +41,7 @@ struct exec {
 	u64 cgroup;
 	u64 filename_at; /* user space addresses */
 	u64 argv_at;
+	u64 weight; /* how many execs it stands for */
 	u32 pid;
 	u32 ppid;
 	u32 uid;
@@ -73,17 +74,36 @@ BPF_PERCPU_ARRAY(counts, u64, COUNTS);
 /* For each call, native and compat: fentry programs can be preempted by another one, not by themselves. */
 BPF_PERCPU_ARRAY(scratch, struct exec, 2 * CALLS);
 BPF_RINGBUF_OUTPUT(events, 1024); /* pages: 4 MiB */
+#ifdef SAMPLED
+BPF_PERCPU_ARRAY(sampling, struct sampling, 1);
+#endif
 #ifndef RUNG_SCHED
 /* 4.5 KB each, all allocated at once: tracing programs that allocate while they run make kernels before
  * 6.1 warn and taint themselves, and PREEMPT_RT ones refuse them. */
 BPF_HASH(inflight, u64, struct exec, 1024);
 #endif
 
-static __always_inline void count(u32 which)
+static __always_inline void add(u32 which, u64 weight)
 {
 	u64 *number = counts.lookup(&which);
 	if (number)
-		(*number)++;
+		*number += weight;
+}
+
+static __always_inline void count(u32 which)
+{
+	add(which, 1);
+}
+
+/* How many execs this one stands for; 0 if it is to be passed over. */
+static __always_inline u32 weigh_this(void)
+{
+#ifdef SAMPLED
+	u32 zero = 0;
+	return weigh(sampling.lookup(&zero));
+#else
+	return 1;
+#endif
 }
 
 /* Is this process one the user asked for?  Decided before any work is done. */
@@ -171,7 +191,7 @@ static __always_inline void report(struct exec *exec)
 	bpf_get_current_comm(exec->comm, sizeof(exec->comm));
 	if (!wanted_result(exec))
 		return;
-	count(exec->ret == 0 ? SUCCEEDED : FAILED);
+	add(exec->ret == 0 ? SUCCEEDED : FAILED, exec->weight);
 	u32 length = exec->args_length;
 	if (length > ARGS_SIZE)
 		length = ARGS_SIZE;
@@ -231,18 +251,26 @@ static __always_inline int enter(u32 call, u64 filename, u64 argv, u8 pointer_si
 {
 	if (!wanted_process())
 		return 0;
+	u64 task = bpf_get_current_task();
+	u32 weight = weigh_this();
+	if (!weight) {
+		/* What was left by an exec that killed its process must not be found when this one ends. */
+		if (inflight.lookup(&task))
+			inflight.delete(&task);
+		return 0;
+	}
 	u32 slot = pointer_size == 8 ? call : CALLS + call;
 	struct exec *exec = scratch.lookup(&slot);
 	if (!exec)
 		return 0;
 	exec->start_ns = bpf_ktime_get_ns();
+	exec->weight = weight;
 	exec->call = call;
 	exec->filename_at = filename;
 	exec->argv_at = argv;
 	exec->pointer_size = pointer_size;
 	describe_caller(exec);
 	read_strings(exec);
-	u64 task = bpf_get_current_task();
 	if (inflight.update(&task, exec))
 		count(INFLIGHT_FULL);
 	return 0;
@@ -408,6 +436,9 @@ int exec_done(struct bpf_raw_tracepoint_args *ctx)
 	u32 call = EXECVE;
 	if (!wanted_process())
 		return 0;
+	u32 weight = weigh_this();
+	if (!weight)
+		return 0;
 	struct exec *exec = scratch.lookup(&call);
 	if (!exec)
 		return 0;
@@ -415,6 +446,7 @@ int exec_done(struct bpf_raw_tracepoint_args *ctx)
 	char *filename = NULL;
 	exec->start_ns = bpf_ktime_get_ns();
 	exec->duration_ns = 0;
+	exec->weight = weight;
 	exec->flags = 0;
 	exec->ret = 0;
 	exec->call = CALLS; /* which of the two is not known */

@@ -175,6 +175,27 @@ struct ports {
  * value that it was made from or a copy, of which older verifiers draw no conclusion. */
 #define hide_from_clang(variable) asm volatile("" : "+r"(variable))
 
+#ifdef SAMPLED /* by --max-overhead: docs/overhead.md */
+/* A CPU's random numbers, and how many events each one that is taken stands for besides itself: a power
+ * of two, less one. */
+struct sampling {
+	u64 random;
+	u64 others;
+};
+
+/* How many events this one stands for; 0 if it is to be passed over.  It counts for those that are: so
+ * counters stay estimates of everything while the share changes.  By a congruential generator (Knuth's
+ * MMIX), of which the upper bits are good, because bpf_get_prandom_u32() costs more than the whole of a
+ * program that counts packets. */
+static __always_inline u32 weigh(struct sampling *sampling)
+{
+	if (!sampling || !sampling->others)
+		return 1;
+	sampling->random = sampling->random * 6364136223846793005ULL + 1442695040888963407ULL;
+	return (sampling->random >> 32) & sampling->others ? 0 : sampling->others + 1;
+}
+#endif
+
 /* Position of the highest set bit, 0 for 0 and 1: log2 rounded down, for values below 2^63.  Without
  * a branch: the verifier would follow each of 64 ways through the rest of the program. */
 static __always_inline u64 log2_of(u64 value)

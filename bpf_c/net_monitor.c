@@ -57,6 +57,7 @@ struct underway {
 	u32 fd;
 	u8 call;
 	u8 bytes_are_news; /* not those that a peek or the error queue shows again */
+	u16 weight;        /* how many calls it stands for */
 };
 
 struct process {
@@ -93,6 +94,7 @@ struct end {
 struct event {
 	u64 end_ns;
 	u64 latency_ns;
+	u64 weight;
 	s32 ret;
 	u32 pid;
 	u32 uid;
@@ -111,12 +113,29 @@ BPF_TABLE("percpu_hash", struct process, struct counter, rows, ROWS);
 BPF_TABLE("percpu_hash", struct failure, u64, failures, ROWS);
 BPF_TABLE("hash", u64, struct underway, inflight, 16384);
 BPF_RINGBUF_OUTPUT(events, 256); /* pages: 1 MiB, some 3,000 events */
+#ifdef SAMPLED
+BPF_PERCPU_ARRAY(sampling, struct sampling, 1);
+#define weight_of(underway) (underway)->weight
+#else
+#define weight_of(underway) 1
+#endif
 
 static __always_inline void count(u32 which)
 {
 	u64 *number = counts.lookup(&which);
 	if (number)
 		(*number)++;
+}
+
+/* How many calls this one stands for; 0 if it is to be passed over. */
+static __always_inline u32 weigh_this(void)
+{
+#ifdef SAMPLED
+	u32 zero = 0;
+	return weigh(sampling.lookup(&zero));
+#else
+	return 1;
+#endif
 }
 
 /* The process's name, as ps shows it, into zeroes; without BTF the calling thread's own.  As a string:
@@ -191,6 +210,14 @@ static __always_inline int enter(u32 call, u64 fd, u64 at, u64 length, u64 flags
 	struct choices *choices = settings.lookup(&zero);
 	if (!choices || !wanted(choices))
 		return 0;
+	u64 thread = bpf_get_current_pid_tgid();
+	u32 weight = weigh_this();
+	if (!weight) {
+		/* What was left by a call that never returned must not be found when this one does. */
+		if (inflight.lookup(&thread))
+			inflight.delete(&thread);
+		return 0;
+	}
 #ifdef WITH_BTF
 	if (call == CLOSE && !is_socket(find_file(fd)))
 		return 0;
@@ -201,7 +228,7 @@ static __always_inline int enter(u32 call, u64 fd, u64 at, u64 length, u64 flags
 	underway.fd = fd;
 	underway.call = call;
 	underway.bytes_are_news = call == SEND || (call == RECV && !(flags & (MSG_PEEK | MSG_ERRQUEUE)));
-	u64 thread = bpf_get_current_pid_tgid();
+	underway.weight = weight;
 	underway.start_ns = bpf_ktime_get_ns();
 	if (inflight.update(&thread, &underway))
 		count(INFLIGHT_FULL);
@@ -313,6 +340,7 @@ report(struct underway *underway, struct process *process, s64 ret, u64 end_ns)
 	}
 	event->end_ns = end_ns;
 	event->latency_ns = end_ns - underway->start_ns;
+	event->weight = weight_of(underway);
 	event->ret = ret;
 	event->pid = bpf_get_current_pid_tgid() >> 32;
 	event->uid = bpf_get_current_uid_gid();
@@ -363,6 +391,7 @@ struct outcome {
 	u64 ns;
 	u64 slot;
 	u64 failed; /* 1 or 0 */
+	u64 weight;
 };
 
 static __always_inline void add(struct counter *counter, struct outcome *outcome)
@@ -370,11 +399,11 @@ static __always_inline void add(struct counter *counter, struct outcome *outcome
 	u64 slot = outcome->slot;
 	if (slot >= SLOTS)
 		slot = SLOTS - 1;
-	counter->calls++;
-	counter->errors += outcome->failed;
-	counter->bytes += outcome->bytes;
-	counter->ns += outcome->ns;
-	counter->slots[slot]++;
+	counter->calls += outcome->weight;
+	counter->errors += outcome->failed * outcome->weight;
+	counter->bytes += outcome->bytes * outcome->weight;
+	counter->ns += outcome->ns * outcome->weight;
+	counter->slots[slot] += outcome->weight;
 }
 
 static __always_inline void add_to_row(struct process *process, struct outcome *outcome)
@@ -391,7 +420,7 @@ static __always_inline void add_to_row(struct process *process, struct outcome *
 	add(row, outcome);
 }
 
-static __always_inline void add_failure(struct process *process, u16 number)
+static __always_inline void add_failure(struct process *process, u16 number, u64 weight)
 {
 	struct failure failure = {};
 	u64 zero = 0;
@@ -401,7 +430,7 @@ static __always_inline void add_failure(struct process *process, u16 number)
 	__builtin_memcpy(failure.comm, process->comm, COMM_SIZE);
 	u64 *times = failures.lookup_or_try_init(&failure, &zero);
 	if (times)
-		(*times)++;
+		*times += weight;
 	else
 		count(ERRNOS_FULL);
 }
@@ -421,6 +450,7 @@ static __always_inline int leave(s64 ret, bool reports, bool many)
 		return 0;
 
 	struct outcome outcome = {};
+	outcome.weight = weight_of(underway);
 	outcome.ns = end_ns - underway->start_ns;
 	outcome.slot = log2_of(outcome.ns >> FIRST_SLOT);
 	outcome.failed = (u64)ret >> 63;
@@ -444,7 +474,7 @@ static __always_inline int leave(s64 ret, bool reports, bool many)
 	else
 		add_to_row(&process, &outcome);
 	if (outcome.failed)
-		add_failure(&process, error);
+		add_failure(&process, error, outcome.weight);
 	return 0;
 }
 

@@ -28,6 +28,9 @@ BPF_PERCPU_ARRAY(protocols, struct counter, OTHER + 1);
 BPF_PERCPU_ARRAY(sizes, u64, SIZE_BUCKETS);
 BPF_PERCPU_ARRAY(marks, u64, MARKS);
 BPF_TABLE("percpu_hash", u32, struct counter, ethertypes, 1024);
+#ifdef SAMPLED
+BPF_PERCPU_ARRAY(sampling, struct sampling, 1);
+#endif
 
 #if defined(BY_SOURCE)
 struct source {
@@ -43,17 +46,29 @@ struct port {
 BPF_TABLE("percpu_hash", struct port, struct counter, keys, KEYS);
 #endif
 
-static __always_inline void mark(u32 which)
+/* How many packets this one stands for; 0 if it is to be passed over. */
+static __always_inline u32 weigh_this(void)
+{
+#ifdef SAMPLED
+	u32 zero = 0;
+	return weigh(sampling.lookup(&zero));
+#else
+	return 1;
+#endif
+}
+
+#define mark(which) add_mark(which, weight)
+static __always_inline void add_mark(u32 which, u32 weight)
 {
 	u64 *count = marks.lookup(&which);
 	if (count)
-		(*count)++;
+		*count += weight;
 }
 
-static __always_inline void add(struct counter *counter, u64 length)
+static __always_inline void add(struct counter *counter, u64 length, u32 weight)
 {
-	counter->packets++;
-	counter->bytes += length;
+	counter->packets += weight;
+	counter->bytes += length * weight;
 }
 
 /* The same place in the packet, of which the verifier knows no more than that it is near enough: what it
@@ -78,12 +93,15 @@ int count_packet(struct xdp_md *ctx)
 	u8 protocol = 0;
 	bool ports_follow = false;
 
+	u32 weight = weigh_this();
+	if (!weight)
+		return XDP_PASS;
 	u32 bucket = log2_of(length);
 	if (bucket >= SIZE_BUCKETS)
 		bucket = SIZE_BUCKETS - 1;
 	u64 *sized = sizes.lookup(&bucket);
 	if (sized)
-		(*sized)++;
+		*sized += weight;
 
 #if defined(BY_SOURCE)
 	struct source key = {};
@@ -206,19 +224,19 @@ int count_packet(struct xdp_md *ctx)
 count:;
 	struct counter *counter = protocols.lookup(&slot);
 	if (counter)
-		add(counter, length);
+		add(counter, length, weight);
 	struct counter zero = {};
 	if (slot == OTHER) {
 		counter = ethertypes.lookup_or_try_init(&type, &zero);
 		if (counter)
-			add(counter, length);
+			add(counter, length, weight);
 		else
 			mark(ETHERTYPES_FULL);
 	}
 #if defined(BY_SOURCE) || defined(BY_PORT)
 	counter = keys.lookup_or_try_init(&key, &zero);
 	if (counter)
-		add(counter, length);
+		add(counter, length, weight);
 	else
 		mark(KEYS_FULL);
 #endif

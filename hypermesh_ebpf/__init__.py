@@ -54,12 +54,12 @@ if TYPE_CHECKING:
     from hypermesh_ebpf.metrics.sample import Loss as Loss
     from hypermesh_ebpf.metrics.sample import Sample as Sample
     from hypermesh_ebpf.metrics.sample import Start as Start
+    from hypermesh_ebpf.opening import open_monitor as open_monitor
     from hypermesh_ebpf.os_abstraction import EbpfAbstraction as EbpfAbstraction
     from hypermesh_ebpf.os_abstraction import EbpfHandle as EbpfHandle
     from hypermesh_ebpf.os_abstraction import EbpfMetrics as EbpfMetrics
     from hypermesh_ebpf.os_abstraction import LoadedProgram as LoadedProgram
     from hypermesh_ebpf.os_abstraction import create_os_abstraction as create_os_abstraction
-    from hypermesh_ebpf.session import open_monitor as open_monitor
 
 __version__ = "0.1.0"
 
@@ -118,7 +118,7 @@ _MODULES = {
         "LoadedProgram",
         "create_os_abstraction",
     ),
-    "hypermesh_ebpf.session": ("open_monitor",),
+    "hypermesh_ebpf.opening": ("open_monitor",),
 }
 __all__ = sorted(name for names in _MODULES.values() for name in names)  # noqa: PLE0605
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

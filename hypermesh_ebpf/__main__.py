@@ -34,9 +34,9 @@ def _start_worker(arguments: list[str]) -> None:
 
         spawn.spawn_ahead(arguments[0])
     elif arguments[0] in ("load", "run"):
-        from hypermesh_ebpf import spawn
+        from hypermesh_ebpf import channel, spawn
 
-        spawn.spawn_ahead(spawn.PROGRAMS)
+        spawn.spawn_ahead(channel.PROGRAMS)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

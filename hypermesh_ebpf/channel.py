@@ -15,6 +15,9 @@ from typing import Any
 
 from hypermesh_ebpf.errors import WorkerError
 
+PROGRAMS = "programs"
+"""What a worker that is started ahead gets ready for: to load users' programs.  Any other text is
+the name of a monitor."""
 LEFT_ALONE = 75
 """The status with which a worker ends that nobody asked for anything."""
 

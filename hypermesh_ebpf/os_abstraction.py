@@ -29,7 +29,8 @@ from typing import Any
 
 from hypermesh_ebpf import log
 from hypermesh_ebpf.attach_type import EbpfAttachType
-from hypermesh_ebpf.bpf.programs import read_program_info, switch_statistics_on
+from hypermesh_ebpf.bpf.programs import read_program_info
+from hypermesh_ebpf.bpf.statistics import switch_statistics_on
 from hypermesh_ebpf.errors import HmebpfError, InvalidHandle, NotAttached, Unsupported, UsageError
 from hypermesh_ebpf.loader import Loader
 from hypermesh_ebpf.program_set import Attached, Program, ProgramSet, Source

@@ -16,8 +16,10 @@ from typing import Any
 
 from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf.chain import NAME as CHAIN
-from hypermesh_ebpf.bpf.programs import read_program_info, switch_statistics_on
+from hypermesh_ebpf.bpf.info import read_run_statistics
+from hypermesh_ebpf.bpf.programs import read_program_info
 from hypermesh_ebpf.bpf.spec import MapSpec
+from hypermesh_ebpf.bpf.statistics import switch_statistics_on
 from hypermesh_ebpf.errors import UsageError
 from hypermesh_ebpf.guard import Guard
 from hypermesh_ebpf.loader import Loader
@@ -104,6 +106,16 @@ class ProgramSession:
         alone = [p for p in self._programs if not self._loader.is_composed(p)]
         runs = [read_program_info(p.fd).run_count for p in alone if p.fd is not None]
         return {"probe_hits": sum(runs)} if len(runs) == len(self._programs) else {}
+
+    def run_time_ns(self) -> int:
+        """For how long its programs have run, all together; counted while statistics are on."""
+        alone = [p.fd for p in self._programs if not self._loader.is_composed(p)]
+        heads = [chain.head_fd for chain in self._loader.chains()]  # in whose time the others run
+        return sum(read_run_statistics(fd)[1] for fd in [*alone, *heads] if fd is not None)
+
+    def sample_one_in(self, number: int) -> bool:
+        """False: programs of the user's are run as they are."""
+        return False
 
     def close(self) -> None:
         """Detach, and free everything.  Raises DetachError."""

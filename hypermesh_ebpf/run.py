@@ -14,13 +14,14 @@ from types import FrameType
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from hypermesh_ebpf.errors import HmebpfError, LossSeen
-from hypermesh_ebpf.metrics.sample import End, Event, Loss, Sample, Start
+from hypermesh_ebpf.metrics.sample import End, Event, Loss, Overhead, Sample, Start
 from hypermesh_ebpf.monitors.declaration import Monitor, Options
+from hypermesh_ebpf.opening import Opening
 from hypermesh_ebpf.output.sink import OutputClosed, Sink, open_sink
-from hypermesh_ebpf.session import Opening
 
 if TYPE_CHECKING:
     from hypermesh_ebpf.guard import Guard
+    from hypermesh_ebpf.overhead import Limit
 
 # Between two looks at a ring buffer that has records: a storm then costs 50 wake-ups a second,
 # and 20 ms is not a delay that a reader notices.
@@ -42,6 +43,7 @@ class RunOptions:
     rung: str | None = None
     use_cache: bool = True
     verbose: int = 0
+    max_overhead: float | None = None  # percent of one CPU
 
 
 class Watched(Protocol):
@@ -69,6 +71,14 @@ class Watched(Protocol):
     def events(self) -> list[Event]: ...
 
     def read(self) -> Sample: ...
+
+    def run_time_ns(self) -> int:
+        """What its programs have taken of the CPUs, by run statistics."""
+        ...
+
+    def sample_one_in(self, number: int) -> bool:
+        """Take only one event in so many; False where that cannot be done."""
+        ...
 
     def close(self) -> None: ...
 
@@ -124,9 +134,9 @@ def run_monitor(monitor: Monitor, options: Options, run: RunOptions, stream: Tex
     A reader of the output that went away ends the run quietly.  Raises LossSeen at the end when
     something was lost and the user asked to be told.
     """
-    with Stop().installed() as stop:
+    with Stop().installed() as stop, _limited(run) as limit:
         try:
-            opening = Opening(monitor, options, run.use_cache, run.rung)
+            opening = Opening(monitor, options, run.use_cache, run.rung, sampled=limit is not None)
             try:
                 sink = _open_sink(monitor, options, run, stream, stop)
             except BaseException:
@@ -135,13 +145,13 @@ def run_monitor(monitor: Monitor, options: Options, run: RunOptions, stream: Tex
             session = opening.finish(lambda kind, text: report(run, kind, text))
         except KeyboardInterrupt:
             return
-        lost = _show(session, sink, run, stop)
+        lost = _show(session, sink, run, stop, limit)
     _complain(monitor, run, lost)
 
 
 def run_programs(open_session: Callable[[], Watched], run: RunOptions, stream: TextIO) -> None:
     """The same for what is known when it is opened: a user's own programs, or the whole host."""
-    with Stop().installed() as stop:
+    with Stop().installed() as stop, _limited(run) as limit:
         try:
             session = open_session()
             run = replace(run, events=run.events and bool(session.rings))
@@ -152,18 +162,36 @@ def run_programs(open_session: Callable[[], Watched], run: RunOptions, stream: T
                 raise
         except KeyboardInterrupt:
             return
-        lost = _show(session, sink, run, stop)
+        lost = _show(session, sink, run, stop, limit)
     _complain(session.monitor, run, lost)
 
 
-def _show(session: Watched, sink: Sink, run: RunOptions, stop: Stop) -> str | None:
-    """Until the run is over; what was lost."""
+@contextmanager
+def _limited(run: RunOptions) -> Iterator[Limit | None]:
+    """The limit that was asked for: where it cannot be kept, nothing is attached at all."""
+    if run.max_overhead is None:
+        yield None
+        return
+    from hypermesh_ebpf.overhead import Limit
+
+    with closing(Limit(run.max_overhead)) as limit:
+        yield limit
+
+
+def _show(
+    session: Watched, sink: Sink, run: RunOptions, stop: Stop, limit: Limit | None
+) -> str | None:
+    """Until the run is over; what was lost.  Raises OverheadExceeded when all is taken off."""
     stop.interrupts = False
     try:
         with closing(session):
-            return _Loop(session, sink, run, stop).run()
+            loop = _Loop(session, sink, run, stop, limit)
+            lost = loop.run()
     finally:
         sink.close()
+    if limit is not None and loop.exceeded:
+        raise limit.error()
+    return lost
 
 
 def _complain(monitor: Monitor, run: RunOptions, lost: str | None) -> None:
@@ -187,6 +215,7 @@ def _open_sink(
         stream=stream,
         show_events=run.events,
         stopping=lambda: stop.reason is not None,
+        limited=run.max_overhead is not None,
     )
 
 
@@ -201,10 +230,15 @@ def report(run: RunOptions, kind: str, text: str) -> None:
 class _Loop:
     """Samples at fixed times, events as they come, until something ends the run."""
 
-    def __init__(self, session: Watched, sink: Sink, run: RunOptions, stop: Stop) -> None:
+    def __init__(
+        self, session: Watched, sink: Sink, run: RunOptions, stop: Stop, limit: Limit | None
+    ) -> None:
         self._session, self._sink, self._run, self._stop = session, sink, run, stop
+        self._limit, self.exceeded = limit, False
         self._shows_events = session.monitor.events == "always" or run.events
         self._counted = Loss(None, None, None)  # by the kernel, as of the last reading
+        if limit is not None:
+            limit.watch(session, self._note)
 
     def run(self) -> str | None:
         """Run to the end; what was lost, in words, or None."""
@@ -226,7 +260,7 @@ class _Loop:
         due, shown = begin + run.interval, 0
         while True:
             wake = due if finish is None else min(due, finish)
-            reason = self._await(wake)
+            reason = self._wait(wake)
             over = reason or ("duration" if finish is not None and wake == finish else None)
             self._take_events()
             self._show()
@@ -238,6 +272,16 @@ class _Loop:
             # A machine that slept, or an output that blocked, skips refreshes, it does not catch
             # up.
             due = max(due + run.interval, time.monotonic())
+
+    def _wait(self, wake: float) -> str | None:
+        """As :meth:`_await`, and meanwhile see to it that the programs keep to their limit."""
+        while self._limit is not None and self._limit.due < wake:
+            if reason := self._await(self._limit.due):
+                return reason
+            if not self._limit.check():
+                self.exceeded = True
+                return "overhead"
+        return self._await(wake)
 
     def _await(self, wake: float) -> str | None:
         """Hand events on until it is time to wake; why the run is over, if it is."""
@@ -271,11 +315,20 @@ class _Loop:
     def _show(self) -> None:
         sample = self._session.read()
         self._counted = sample.loss
-        self._sink.sample(replace(sample, loss=self._loss()))
+        self._sink.sample(replace(sample, loss=self._loss(), overhead=self._overhead()))
 
     def _end(self, reason: str) -> None:
-        session = self._session
-        self._sink.end(End(time.time(), session.monitor.name, session.target, reason, self._loss()))
+        name, target = self._session.monitor.name, self._session.target
+        self._sink.end(End(time.time(), name, target, reason, self._loss(), self._overhead()))
+
+    def _overhead(self) -> Overhead | None:
+        return None if self._limit is None else self._limit.value()
+
+    def _note(self, text: str) -> None:
+        """Say it on stderr, unless that would tear a live table, which shows it anyway."""
+        live = self._run.output == "table" and sys.stdout is not None and sys.stdout.isatty()
+        if not (live and sys.stderr is not None and sys.stderr.isatty()):
+            report(self._run, "note", text)
 
     def _loss(self) -> Loss:
         """What the kernel could not hand to us, and what the sink could not hand on."""

@@ -15,9 +15,6 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-PROGRAMS = "programs"
-"""What a worker gets ready for that will load users' programs; else it is a monitor's name."""
-
 # -I and -S: neither the working directory nor site-packages' .pth files have a say in what root
 # runs.
 _BOOT = (
@@ -40,8 +37,8 @@ _ahead: list[Spawned] = []  # one at most
 def spawn(task: str = "") -> Spawned:
     """Start a worker; returns at once.  Raises OSError.
 
-    With a ``task`` - :data:`PROGRAMS` or a monitor's name - it gets ready for that and waits, for
-    as long as this process lives, to be asked.
+    With a ``task`` - :data:`hypermesh_ebpf.channel.PROGRAMS` or a monitor's name - it gets ready
+    for that and waits, for as long as this process lives, to be asked.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     said = -1

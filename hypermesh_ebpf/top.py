@@ -1,9 +1,7 @@
 """``hmebpf top``: which programs of the host take how much CPU, live.
 
-The kernel counts runs and their time while statistics are on, which costs each run some 20-30 ns
-(two clock reads).  They are switched on by a descriptor (BPF_ENABLE_STATS, Linux 5.8), so they are
-off again when this process is gone, however it ends - unless the sysctl or somebody else has them
-on.
+The kernel counts runs and their time while statistics are on
+(:mod:`hypermesh_ebpf.bpf.statistics`).
 """
 
 from __future__ import annotations
@@ -11,20 +9,18 @@ from __future__ import annotations
 import errno
 import os
 import time
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hypermesh_ebpf.bpf import info
-from hypermesh_ebpf.bpf.libbpf import check, libbpf
-from hypermesh_ebpf.errors import HmebpfError, MissingPrivilege, Unsupported, describe_errno
+from hypermesh_ebpf.bpf.statistics import Statistics
+from hypermesh_ebpf.errors import HmebpfError, MissingPrivilege, describe_errno
 from hypermesh_ebpf.host.object_names import name_program
 from hypermesh_ebpf.host.objects import Objects, read_objects
 from hypermesh_ebpf.metrics.sample import Event, Loss, Row, Sample, Start
 from hypermesh_ebpf.monitors.declaration import Column, Monitor, Options
 
-_RUN_TIME = 0  # BPF_STATS_RUN_TIME
+_WHAT, _REMEDY = "count the runs of this host's programs", "run it as root: `sudo hmebpf top`"
 _SHORT_S = 0.05  # the last reading of a run may follow the one before within milliseconds
 _ATTACHED_EVERY_S = 5.0  # what programs are attached to changes seldom and costs 20 ms to find
 
@@ -81,7 +77,7 @@ class TopSession:
         self.guard = None
         self.target = "system"
         self._idle = idle
-        self._statistics = _enable_statistics()
+        self._statistics = Statistics(_WHAT, _REMEDY)
         try:
             self._begin: dict[int, _Reading] = {}
             self._last: dict[int, _Reading] = {}
@@ -166,6 +162,14 @@ class TopSession:
             Loss(0, 0, None),
         )
 
+    def run_time_ns(self) -> int:
+        """None: it runs no programs of its own."""
+        return 0
+
+    def sample_one_in(self, number: int) -> bool:
+        """False: there is nothing to sample."""
+        return False
+
     def _read_all(self) -> dict[int, _Reading]:
         """Every program's counters; none is held longer than that takes."""
         found = {}
@@ -200,9 +204,7 @@ class TopSession:
 
     def close(self) -> None:
         """Switch statistics off, if nobody else has them on."""
-        if self._statistics is not None:
-            os.close(self._statistics)
-            self._statistics = None
+        self._statistics.close()
 
     def __enter__(self) -> TopSession:
         return self
@@ -211,34 +213,10 @@ class TopSession:
         self.close()
 
 
-def _enable_statistics() -> int | None:
-    """A descriptor while which statistics are on; None where the sysctl has them on already and
-    the kernel is too old for the call."""
-    try:
-        return check(libbpf().bpf_enable_stats(_RUN_TIME))
-    except PermissionError as error:
-        raise _refused(error) from error
-    except OSError as error:
-        with suppress(OSError):
-            if Path(info.STATS_SYSCTL).read_text().strip() == "1":
-                return None
-        raise _too_old(error) from error
-
-
 def _refused(error: OSError) -> HmebpfError:
     return MissingPrivilege(
-        "count the runs of this host's programs",
+        _WHAT,
         f"{describe_errno(error.errno or errno.EPERM)}: needs CAP_SYS_ADMIN",
-        "run it as root: `sudo hmebpf top`",
-        errno=error.errno,
-    )
-
-
-def _too_old(error: OSError) -> HmebpfError:
-    return Unsupported(
-        "count the runs of this host's programs",
-        f"this kernel cannot switch statistics on for a while (Linux 5.8): "
-        f"{describe_errno(error.errno or errno.EINVAL)}",
-        "switch them on for good: `sudo sysctl kernel.bpf_stats_enabled=1` (Linux 5.1)",
+        _REMEDY,
         errno=error.errno,
     )

@@ -1,7 +1,7 @@
 """The worker's part in a bundled monitor: choose the rung, build the image, load, attach.
 
-The request is ``{"monitor": name, "options": {...}, "rung": name or null, "use_cache": bool}``; the
-answer is what :func:`hypermesh_ebpf.worker.unpack_monitor` reads.
+The request is ``{"monitor": name, "options": {...}, "rung": name or null, "use_cache": bool,
+"sampled": bool}``; the answer is what :func:`hypermesh_ebpf.worker.unpack_monitor` reads.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def serve(talk: Talk, request: dict[str, Any]) -> None:
             raise
         try:
             with _Load(talk, monitor, choice.rung, options) as load:
-                load.run(use_cache)
+                load.run(use_cache, sampled=request["sampled"])
                 load.hand_over(_degraded(choice, reasons))
             return
         except _REFUSALS as error:
@@ -118,10 +118,13 @@ class _Load:
             for fd in target.attachments + target.program_fds + target.maps:
                 os.close(fd)
 
-    def run(self, use_cache: bool) -> None:
-        """Build, load and attach for every target."""
+    def run(self, use_cache: bool, *, sampled: bool) -> None:
+        """Build, load and attach for every target; ``sampled``: programs that can pass over events,
+        for which all others need not pay."""
         path = bundled_directory() / self._monitor.source
         defines = {**self._monitor.defines(self._options), **self._rung.defines}
+        if sampled:
+            defines["SAMPLED"] = 1
         build = build_image(
             path,
             defines,

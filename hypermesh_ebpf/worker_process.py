@@ -24,9 +24,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hypermesh_ebpf import log
-from hypermesh_ebpf.channel import LEFT_ALONE, Channel
+from hypermesh_ebpf.channel import LEFT_ALONE, PROGRAMS, Channel
 from hypermesh_ebpf.errors import HmebpfError, MissingPrivilege, describe_errno, from_dict
-from hypermesh_ebpf.spawn import PROGRAMS
 
 _IDLE_SECONDS = 3.0
 _PARENT_STARTS_SECONDS = 600.0  # in an emulated machine that takes a while; a hang is forever

@@ -64,9 +64,13 @@ class Map:
         return list(zip(self._key.decode_all(raw.keys), values, strict=True))
 
     def write(self, key: int, value: bytes) -> None:
-        """Set one entry of an array.  Raises MapError; ValueError for a value of the wrong size."""
-        if len(value) != self.spec.value_size:
-            raise ValueError(f"{self.spec.name}: {len(value)} bytes, not {self.spec.value_size}")
+        """Set one entry of an array; of a per-CPU one all copies, one after the other.
+
+        Raises MapError; ValueError for a value of the wrong size.
+        """
+        size = self.spec.value_size * self.reader.copies
+        if len(value) != size:
+            raise ValueError(f"{self.spec.name}: {len(value)} bytes, not {size}")
         raw = struct.pack("=I", key)
         try:
             check(libbpf().bpf_map_update_elem(self.fd, raw, value, BPF_ANY))

@@ -57,7 +57,6 @@ PROGRAM_TYPES = {
 # BPF_MAP_TYPE_SK_STORAGE, _INODE_STORAGE, _TASK_STORAGE, _CGRP_STORAGE
 _STORAGES = (24, 28, 29, 32)
 _BTF_INT, _BTF_ARRAY = 1, 3
-_STATS_RUN_TIME = 0  # enum bpf_stats_type
 
 _CLOSERS = 32  # threads
 _LOG_SIZE = 1 << 24
@@ -283,14 +282,6 @@ def read_program_info(fd: int) -> ProgramInfo:
     if length.value >= 216:
         (missed,) = struct.unpack_from("=Q", raw.raw, 208)
     return ProgramInfo(number, tag.hex(), missed, run_count, run_time)
-
-
-def switch_statistics_on() -> int | None:
-    """Let the kernel count runs while the descriptor is open; None where it may not (root only)."""
-    try:
-        return check(libbpf().bpf_enable_stats(_STATS_RUN_TIME))
-    except OSError:
-        return None
 
 
 def close_all(descriptors: Sequence[int]) -> None:

@@ -24,6 +24,19 @@ class _Seconds(click.FloatRange):
         return seconds
 
 
+class _Percent(click.FloatRange):
+    """More than nothing; a sign behind it may be there."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number: Any = value.removesuffix("%") if isinstance(value, str) else value
+        percent = float(super().convert(number, param, ctx))
+        if not math.isfinite(percent):
+            self.fail(f"{value} is no percentage.", param, ctx)
+        return percent
+
+
 POSITIVE = _Seconds(min=0, min_open=True)
 INTERVAL = _Seconds(min=0.05)  # nobody reads faster, and a reading costs a core no time
 COMMON = (
@@ -57,10 +70,18 @@ COMMON = (
         help="The most rows that a table shows.",
     ),
     click.Option(["--fail-on-loss"], is_flag=True, help="Exit with 4 if anything was lost."),
+    click.Option(
+        ["--max-overhead"],
+        type=_Percent(min=0, min_open=True),
+        metavar="PERCENT",
+        help="The most CPU time that the programs may take in the kernel, in percent of one CPU, "
+        "all together. Above it events are sampled, and counts become estimates; where that is "
+        "impossible or not enough it ends with 5. Needs root.",
+    ),
     click.Option(["--no-cache"], is_flag=True, help="Compile anew, and keep nothing."),
     click.Option(["-v", "--verbose"], count=True, help="Say more; -vv for tracebacks."),
 )
-"""Interval, duration, count, output, top, fail-on-loss, no-cache, verbose."""
+"""Interval, duration, count, output, top, fail-on-loss, max-overhead, no-cache, verbose."""
 
 
 def read_run_options(given: Mapping[str, Any], *, events: bool) -> RunOptions:
@@ -80,4 +101,5 @@ def read_run_options(given: Mapping[str, Any], *, events: bool) -> RunOptions:
         rung=given.get("rung"),
         use_cache=not given["no_cache"],
         verbose=given["verbose"],
+        max_overhead=given.get("max_overhead"),
     )

@@ -74,6 +74,12 @@ def _run(**given: Any) -> None:
         report(run, kind, text)
 
     if given["pin"]:
+        if run.max_overhead is not None:
+            raise UsageError(
+                f"--pin with --max-overhead {given['max_overhead']:g}",
+                "what is pinned stays when the command has ended, and nobody watches over it",
+                "leave one of the two out; `hmebpf top` shows what pinned programs cost",
+            )
         for line in pin(wanted, tell):
             click.echo(line)
         return

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
@@ -56,7 +55,8 @@ def directory() -> Path:
 def make_key(parts: Iterable[str | bytes]) -> str:
     """A key for what was made of these parts on the running kernel."""
     digest = hashlib.sha256()
-    for part in (str(FORMAT), platform.machine(), platform.version(), _kernel_build(), *parts):
+    kernel = os.uname()
+    for part in (str(FORMAT), kernel.machine, kernel.version, _kernel_build(), *parts):
         raw = part.encode() if isinstance(part, str) else part
         digest.update(len(raw).to_bytes(8, "little") + raw)
     return digest.hexdigest()
@@ -68,7 +68,7 @@ def _kernel_build() -> bytes:
         notes = Path("/sys/kernel/notes").read_bytes()
     except OSError:
         notes = b""
-    return notes + platform.release().encode()
+    return notes + os.uname().release.encode()
 
 
 def load(key: str) -> Image | None:

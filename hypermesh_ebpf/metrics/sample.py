@@ -60,6 +60,30 @@ class Degraded:
 
 
 @dataclass(frozen=True, slots=True)
+class Overhead:
+    """What the programs cost, where ``--max-overhead`` limits that.
+
+    ``percent`` of one CPU is what they took lately, None before it was measured; ``limit`` is the
+    most that they may take.  ``sampled`` is the share of events that are taken now: 1.0, 0.5,
+    0.25, ...; the others are passed over.  ``estimated``: some were, at any time, so that counters
+    are estimates.
+    """
+
+    percent: float | None
+    limit: float
+    sampled: float
+    estimated: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "percent": self.percent,
+            "limit": self.limit,
+            "sampled": self.sampled,
+            "estimated": self.estimated,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Histogram:
     """Counts by size: ``buckets`` holds (low, high, count), both ends inclusive, ascending.
 
@@ -120,6 +144,7 @@ class Sample:
     loss: Loss
     histograms: tuple[Histogram, ...] = ()
     tables: tuple[Table, ...] = ()
+    overhead: Overhead | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +158,14 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The run is over.  ``reason`` is duration, count, interrupt, terminated, output or error."""
+    """The run is over.
+
+    ``reason`` is duration, count, interrupt, terminated, output, overhead or error.
+    """
 
     time: float
     monitor: str
     target: str | list[str]
     reason: str
     loss: Loss
+    overhead: Overhead | None = None

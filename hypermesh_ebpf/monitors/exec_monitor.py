@@ -24,7 +24,7 @@ from hypermesh_ebpf.monitors.declaration import (
 
 # struct exec up to its arguments, struct choices, and places in the map counts
 # (bpf_c/exec_monitor.c)
-_RECORD = struct.Struct("=5Q3IiI4B16s16s256s")
+_RECORD = struct.Struct("=6Q3IiI4B16s16s256s")
 _CHOICES = struct.Struct("=II4B16s")
 _SUCCEEDED, _FAILED, _LOST, _INFLIGHT_FULL = range(4)
 _CALLS = ("execve", "execveat")
@@ -79,8 +79,9 @@ class _Collector:
             row = self._rows.get(key := (None,) * len(key))  # all the others
         if row is None:
             row = self._rows[key] = dict(zip(_KEYS[self._by], key, strict=True), execs=0, failed=0)
-        row["execs"] += 1
-        row["failed"] += fields["ret"] != 0
+        weight = fields.get("stands_for", 1)
+        row["execs"] += weight
+        row["failed"] += weight if fields["ret"] else 0
         return fields
 
     def _fields(self, record: bytes) -> dict[str, Any]:
@@ -90,6 +91,7 @@ class _Collector:
             cgroup_id,
             _filename_at,
             argv_at,
+            weight,
             pid,
             ppid,
             uid,
@@ -125,6 +127,7 @@ class _Collector:
             "duration_ns": duration_ns if known else None,
             "cgroup": cgroup,
             "container": find_container(cgroup),
+            **({"stands_for": weight} if weight > 1 else {}),
         }
 
     def collect(self) -> Reading:

@@ -30,7 +30,7 @@ _CALLS = ("connect", "accept", "send", "recv", "close")
 _MOVES_BYTES = ("send", "recv")
 _LOST, _INFLIGHT_FULL, _ROWS_FULL, _ERRNOS_FULL, _BYTES_UNKNOWN = range(5)
 _CHOICES = struct.Struct("=16sII5B3x")
-_EVENT = struct.Struct("=QQiIIHH16sHH108sHH108s")
+_EVENT = struct.Struct("=QQQiIIHH16sHH108sHH108s")
 _FIRST_SLOT_NS = 128
 _NO_FAMILY = 0xFFFF
 _COMM_LENGTH = 15  # TASK_COMM_LEN less its zero byte
@@ -123,6 +123,7 @@ class _Collector:
         (
             end_ns,
             latency_ns,
+            weight,
             ret,
             pid,
             uid,
@@ -154,6 +155,7 @@ class _Collector:
             "ret": ret,
             "error": name_error(-ret) if ret < 0 else None,
             "latency_ns": latency_ns,
+            **({"stands_for": weight} if weight > 1 else {}),
         }
 
     def collect(self) -> Reading:

@@ -46,11 +46,19 @@ def event_fields(monitor: Monitor) -> list[str]:
 class CsvSink:
     """Samples: ``time,target`` and the row's fields.  Events: ``time`` and the event's fields.
 
-    ``target`` is the row's own interface where there are several.
+    ``target`` is the row's own interface where there are several.  Where overhead is ``limited``
+    the last column tells the share of events taken (``sampled``), or how many events one stands
+    for (``stands_for``).
     """
 
     def __init__(
-        self, writer: Writer, monitor: Monitor, options: Options, *, show_events: bool
+        self,
+        writer: Writer,
+        monitor: Monitor,
+        options: Options,
+        *,
+        show_events: bool,
+        limited: bool = False,
     ) -> None:
         self.lost = 0
         self._writer = writer
@@ -63,10 +71,12 @@ class CsvSink:
             self._fields = [
                 name for name in row_fields(monitor, options) if name not in ("time", "target")
             ]
+        self._limited = limited
 
     def start(self, start: Start) -> None:
         first = ["time"] if self._show_events else ["time", "target"]
-        self._write([first + self._fields])
+        last = ["stands_for" if self._show_events else "sampled"] if self._limited else []
+        self._write([first + self._fields + last])
 
     def events(self, events: Sequence[Event]) -> None:
         if not self._show_events or not events:
@@ -75,7 +85,11 @@ class CsvSink:
         try:
             self._write(
                 [
-                    [format_time(event.time), *[_cell(row.get(name)) for name in fields]]
+                    [
+                        format_time(event.time),
+                        *[_cell(row.get(name)) for name in fields],
+                        *([event.fields.get("stands_for", 1)] if self._limited else ()),
+                    ]
                     for event in events
                     for row in [flat(event.fields) if flat else event.fields]
                 ]
@@ -89,12 +103,18 @@ class CsvSink:
             return
         time, fields = format_time(sample.time), self._fields
         target = sample.target if isinstance(sample.target, str) else " ".join(sample.target)
+        last = [sample.overhead.sampled] if self._limited and sample.overhead else []
         rows = sample.rows
         if self._flatten:
             rows = [{**self._flatten[str(row["map"])](row), "map": row["map"]} for row in rows]
         self._write(
             [
-                [time, _cell(row.get("iface", target)), *[_cell(row.get(name)) for name in fields]]
+                [
+                    time,
+                    _cell(row.get("iface", target)),
+                    *[_cell(row.get(name)) for name in fields],
+                    *last,
+                ]
                 for row in rows
             ]
         )

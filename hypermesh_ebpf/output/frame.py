@@ -28,6 +28,7 @@ _REASONS = {
     "interrupt": "interrupted",
     "terminated": "terminated",
     "output": "output closed",
+    "overhead": "stopped by --max-overhead",
     "error": "failed",
 }
 
@@ -81,7 +82,9 @@ class Frame:
             head[most - 1 :] = [[(text.rstrip() + " ...", style)]]
         if sample is None:
             return self._cut([*head, [("waiting for the first reading", "dim")]], width, height)
-        loss = self._cut([self.loss(sample.loss)], width, None)
+        loss = self._cut([*self.overhead(sample), self.loss(sample.loss)], width, None)
+        if height is not None:
+            height -= len(loss) - 1
         if self._tables is not None:
             room = None if height is None else height - len(head) - 1
             middle = self._maps(self._tables, sample, width, room)
@@ -162,6 +165,8 @@ class Frame:
             if count
         ]
         parts.append("LOSS: " + ", ".join(lost) if lost else "no loss")
+        if end.overhead is not None and end.overhead.estimated:
+            parts.append("counts are estimates")
         parts.append(_REASONS.get(end.reason, end.reason))
         return ", ".join(parts)
 
@@ -298,6 +303,20 @@ class Frame:
         """What the shares are shares of: the total if it is known and can be, else the sum."""
         total = _number(sample.totals.get(field))
         return total or sum([_number(row.get(field)) for row in sample.rows]) or 1.0
+
+    def overhead(self, sample: Sample) -> list[Line]:
+        """A line on what the programs cost and on what was passed over, where that is limited."""
+        overhead = sample.overhead
+        if overhead is None:
+            return []
+        took = draw.UNKNOWN if overhead.percent is None else f"{overhead.percent:g}"
+        line: Line = [(f"overhead  {took} % of a CPU, limit {overhead.limit:g} %", "dim")]
+        if overhead.sampled < 1:
+            words = f"  1 event in {1 / overhead.sampled:.0f} taken, counts are estimates"
+            line = [("SAMPLED", "warn"), (words, "warn"), ("  ", ""), *line]
+        elif overhead.estimated:
+            line.append(("  counts are estimates: events were sampled before", "warn"))
+        return [line]
 
     def loss(self, loss: Loss) -> Line:
         counts = "  ".join(

@@ -17,7 +17,7 @@ from json.encoder import JSONEncoder
 from typing import Any
 
 from hypermesh_ebpf.errors import OutputError
-from hypermesh_ebpf.metrics.sample import End, Event, Histogram, Sample, Start
+from hypermesh_ebpf.metrics.sample import End, Event, Histogram, Overhead, Sample, Start
 from hypermesh_ebpf.output.writer import OutputClosed, Writer
 
 _BATCH = 1000
@@ -94,6 +94,7 @@ class JsonSink:
             "rows": sample.rows,
             "loss": sample.loss.as_dict(),
         }
+        line |= _overhead(sample.overhead)
         if sample.histograms:
             line["histograms"] = [_histogram(each) for each in sample.histograms]
         left_out = {each.name: each.left_out for each in sample.tables if each.left_out != 0}
@@ -114,6 +115,7 @@ class JsonSink:
                     "target": end.target,
                     "reason": end.reason,
                     "loss": end.loss.as_dict(),
+                    **_overhead(end.overhead),
                 }
             ]
         )
@@ -128,6 +130,10 @@ class JsonSink:
         except ValueError:  # NaN or an infinity somewhere: JSON has no word for them
             text = "\n".join([encode(_finite(each)) for each in objects])
         self._writer.write((text + "\n").encode(self._charset, "hmebpf-json"))
+
+
+def _overhead(overhead: Overhead | None) -> dict[str, Any]:
+    return {} if overhead is None else {"overhead": overhead.as_dict()}
 
 
 def _histogram(histogram: Histogram) -> dict[str, Any]:

@@ -53,13 +53,14 @@ def open_sink(
     stream: TextIO | None,
     show_events: bool,
     stopping: Callable[[], bool] | None = None,
+    limited: bool = False,
 ) -> Sink:
     """The sink of that ``kind`` (one of :data:`KINDS`) for one run of ``monitor``.
 
     ``interval`` is the time between samples in seconds, ``top`` the most rows a table shows.
     Events are shown when ``show_events`` says so or when they are what the monitor is for.
     ``stopping`` tells that the user wants the run to end: output that nobody reads is then given
-    up (see :class:`Writer`).
+    up (see :class:`Writer`).  ``limited``: samples have an Overhead.
 
     Raises UsageError for an unknown kind, OutputError if ``stream`` cannot be written to.
     """
@@ -77,7 +78,7 @@ def open_sink(
     if kind == "csv":
         from hypermesh_ebpf.output.csv import CsvSink
 
-        return CsvSink(writer, monitor, options, show_events=show_events)
+        return CsvSink(writer, monitor, options, show_events=show_events, limited=limited)
     from hypermesh_ebpf.output.table import open_table
 
     return open_table(

@@ -50,8 +50,9 @@ class PlainTable:
     """No escape codes, nothing cut, numbers in full: for pipes, files and dumb terminals.
 
     Without ``events`` the whole table is printed at every sample.  With them every event is a line,
-    a sample shows only that something was lost since the one before, and the table of counts comes
-    once, at the end, where it does not come between the lines that somebody greps.
+    a sample shows only that something was lost since the one before, or that events are sampled,
+    and the table of counts comes once, at the end, where it does not come between the lines that
+    somebody greps.
     """
 
     def __init__(self, writer: Writer, frame: Frame, events: EventLines | None) -> None:
@@ -60,6 +61,7 @@ class PlainTable:
         self._frame = frame
         self._events = events
         self._loss = Loss()
+        self._sampled = 1.0
 
     def start(self, start: Start) -> None:
         self._frame.start(start)
@@ -79,8 +81,15 @@ class PlainTable:
         self._frame.sample(sample)
         if self._events is None:
             self._print([*self._frame.lines(None, None), []])
-        elif sample.loss != self._loss and sample.loss.any():
-            self._print([self._frame.loss(sample.loss)])
+        else:
+            news: list[Line] = []
+            if sample.overhead is not None and sample.overhead.sampled != self._sampled:
+                self._sampled = sample.overhead.sampled
+                news += self._frame.overhead(sample)
+            if sample.loss != self._loss and sample.loss.any():
+                news.append(self._frame.loss(sample.loss))
+            if news:
+                self._print(news)
         self._loss = sample.loss
 
     def end(self, end: End) -> None:

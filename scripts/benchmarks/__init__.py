@@ -13,6 +13,7 @@ SECTIONS = {
     "kernel": "what the programs cost in the kernel",
     "refresh": "the tool's own CPU at each refresh",
     "storm": "events taken without loss",
+    "overhead": "what --max-overhead costs and saves",
     "growth": "how cost grows: maps, rates, interfaces, monitors, programs",
 }
 """Section: what is in it, in the order of the table."""

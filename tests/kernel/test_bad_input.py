@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from hypermesh_ebpf.bpf.info import STATS_SYSCTL
 from tests.compiler import copy_project
 from tests.netns import Namespace, needs_namespaces, needs_own_mounts
 from tests.owner import attached
@@ -306,6 +307,24 @@ def test_no_privileges(ns: Namespace, arguments: tuple[str, ...]) -> None:
     assert "Operation not permitted (EPERM)" in error
     assert "CAP_BPF" in error
     assert "sudo hmebpf" in hint
+
+
+@needs_setpriv
+@pytest.mark.skipif(
+    Path(STATS_SYSCTL).exists() and Path(STATS_SYSCTL).read_text().strip() == "1",
+    reason="statistics are on for everybody here",
+)
+def test_limit_to_overhead_needs_more_than_three_capabilities(ns: Namespace) -> None:
+    """Which would do for the monitor itself; nothing is attached."""
+    arguments = ("--max-overhead", "0.5", "-o", "json")
+    done = run_as_nobody(ns, *SHORT, *arguments, capabilities=NEEDED)
+    assert done.returncode == 3
+    assert done.stdout == "", "not even a start"
+    assert done.stderr.splitlines() == [
+        "error: limit the overhead to 0.5 %: Operation not permitted (EPERM): needs CAP_SYS_ADMIN",
+        "hint: run it as root, or without --max-overhead; or let statistics be on for good: "
+        "`sudo sysctl kernel.bpf_stats_enabled=1`",
+    ]
 
 
 @needs_setpriv

@@ -203,7 +203,7 @@ def test_kernel_that_cannot_switch_them_on(monkeypatch: pytest.MonkeyPatch) -> N
         def bpf_enable_stats(kind: int) -> int:
             return -22
 
-    monkeypatch.setattr("hypermesh_ebpf.top.libbpf", Old)
+    monkeypatch.setattr("hypermesh_ebpf.bpf.statistics.libbpf", Old)
     monkeypatch.setattr("hypermesh_ebpf.bpf.libbpf.ct.get_errno", lambda: 22)
     with pytest.raises(Unsupported) as caught:
         TopSession()

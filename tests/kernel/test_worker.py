@@ -17,7 +17,7 @@ import pytest
 
 from hypermesh_ebpf import WorkerError, create_os_abstraction, monitors, open_monitor
 from hypermesh_ebpf.errors import HmebpfError, InterfaceNotFound, UsageError
-from hypermesh_ebpf.session import Opening
+from hypermesh_ebpf.opening import Opening
 from hypermesh_ebpf.worker import Worker
 from tests.compiler import copy_project
 from tests.netns import Namespace, needs_namespaces, wait_until
@@ -301,7 +301,7 @@ def test_worker_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_worker_that_fails_by_a_bug_is_an_error_with_its_last_words() -> None:
     """A traceback in the worker is details; the last line of it the cause."""
     request = {"do": "monitor", "log": 0, "elsewhere": False, "monitor": "no-such"}
-    request |= {"options": {}, "rung": None, "use_cache": True}
+    request |= {"options": {}, "rung": None, "use_cache": True, "sampled": False}
     with ask(request) as worker, pytest.raises(WorkerError) as caught:
         worker.result(lambda *hold: None, lambda kind, text: None)
     assert str(caught.value) == (

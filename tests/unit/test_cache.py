@@ -229,7 +229,9 @@ def test_whatever_goes_into_an_image_makes_another(
     assert build(project).cached
     btf.write_bytes(b"another kernel's types")
     assert not build(project).cached, "other BTF in the same file"
-    monkeypatch.setattr("platform.version", lambda: "#2 SMP another build")
+    sysname, node, release, _version, machine = os.uname()
+    another = os.uname_result((sysname, node, release, "#2 SMP another build", machine))
+    monkeypatch.setattr(os, "uname", lambda: another)
     assert not build(project).cached, "the kernel's build"
 
 

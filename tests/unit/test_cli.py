@@ -88,6 +88,8 @@ def test_help_of_a_monitor_explains_every_option(name: str) -> None:
         assert "|".join(option.choices) in shown
     for flag in ("interval", "duration", "count", "output", "fail-on-loss", "no-cache", "verbose"):
         assert f"--{flag} " in shown
+    assert "--max-overhead PERCENT The most CPU time that the programs may take" in shown
+    assert "in percent of one CPU" in shown
 
 
 def test_version() -> None:
@@ -113,6 +115,11 @@ def test_version() -> None:
         (["xdp", "--iface", "lo", "-n", "0"], "not in the range"),
         (["xdp", "--iface", "lo", "-n", "1.5"], "not a valid integer"),
         (["xdp", "--iface", "lo", "--top", "0"], "not in the range"),
+        (["xdp", "--iface", "lo", "--max-overhead", "0"], "not in the range"),
+        (["xdp", "--iface", "lo", "--max-overhead", "-1%"], "not in the range"),
+        (["xdp", "--iface", "lo", "--max-overhead", "little"], "not a valid"),
+        (["xdp", "--iface", "lo", "--max-overhead", "nan"], "nan is no percentage"),
+        (["top", "--max-overhead", "1"], "No such option"),
         (["exec-monitor", "--pid", "one"], "not a valid integer"),
         (["exec-monitor", "--rung", "cellar"], "'cellar' is not one of 'kprobe'"),
         (["cache"], "Missing command"),
@@ -130,6 +137,16 @@ def test_usage_errors(arguments: list[str], said: str) -> None:
     assert error.startswith("error: hmebpf")
     assert said in error
     assert re.fullmatch(r"hint: see `hmebpf.* --help`", hint)
+
+
+def test_what_is_pinned_cannot_be_limited() -> None:
+    done = run_cli("load", "x.o", "--pin", "--max-overhead", "0.5")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "error: --pin with --max-overhead 0.5: what is pinned stays when the command has ended, "
+        "and nobody watches over it",
+        "hint: leave one of the two out; `hmebpf top` shows what pinned programs cost",
+    ]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["cache", "show"], ["xdp", "--help"]])

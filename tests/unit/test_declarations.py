@@ -18,7 +18,7 @@ from hypermesh_ebpf.errors import UsageError
 from hypermesh_ebpf.host.hooks import KINDS
 from hypermesh_ebpf.image.source import bundled_directory
 from hypermesh_ebpf.monitors.declaration import Monitor
-from hypermesh_ebpf.session import Opening, complete_options, open_monitor
+from hypermesh_ebpf.opening import Opening, complete_options, open_monitor
 
 COLUMN_KINDS = {"text", "count", "bytes", "rate", "byte_rate", "ns", "time", "percent"}
 SNAKE_CASE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
@@ -131,6 +131,7 @@ def test_columns_keys_and_counters(monitor: Monitor) -> None:
 
 
 COMMON = {"interval", "duration", "count", "output", "top", "fail_on_loss", "no_cache", "verbose"}
+COMMON |= {"max_overhead"}
 
 
 def test_options(monitor: Monitor) -> None:

@@ -74,6 +74,7 @@ def record(**fields: Any) -> bytes:
         "uid": 0,
         "family": 2,
         "call": CONNECT,
+        "weight": 1,
         "comm": b"client",
         "port": 0,
         "address": b"",
@@ -82,8 +83,11 @@ def record(**fields: Any) -> bytes:
         **fields,
     }
     head = struct.pack(
-        "<QQiIIHH16s",
-        *(values[n] for n in ("end_ns", "latency_ns", "ret", "pid", "uid", "family", "call")),
+        "<QQQiIIHH16s",
+        *(
+            values[n]
+            for n in ("end_ns", "latency_ns", "weight", "ret", "pid", "uid", "family", "call")
+        ),
         values["comm"],
     )
     ends = b"".join(

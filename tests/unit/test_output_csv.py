@@ -3,11 +3,12 @@
 import csv
 import io
 import os
+from dataclasses import replace
 from datetime import datetime, timezone
 
 import pytest
 
-from hypermesh_ebpf.metrics.sample import End, Event, Loss, Sample, Start
+from hypermesh_ebpf.metrics.sample import End, Event, Loss, Overhead, Sample, Start
 from hypermesh_ebpf.monitors.declaration import Column, Monitor, Rung
 from hypermesh_ebpf.output.sink import OutputClosed, open_sink
 
@@ -35,10 +36,9 @@ MONITOR = Monitor(
 )
 
 
-def open_csv(stream, options=None, show_events=False):
-    return open_sink(
-        "csv", MONITOR, options or {}, interval=1, top=1, stream=stream, show_events=show_events
-    )
+def open_csv(stream, options=None, **how):
+    how = {"show_events": False, **how}
+    return open_sink("csv", MONITOR, options or {}, interval=1, top=1, stream=stream, **how)
 
 
 def sample(rows, target="lo"):
@@ -65,6 +65,28 @@ def test_samples_are_a_record_for_each_row():
         f"{TIME},lo,sh,3,,1.5",
         f"{TIME},lo,ls,3,,1.5",
     ]
+
+
+def test_share_of_events_taken_is_the_last_column_where_overhead_is_limited():
+    out = io.StringIO()
+    sink = open_csv(out, limited=True)
+    sink.start(START)
+    for share in (1.0, 0.25):
+        overhead = Overhead(None, 1.0, share, share < 1)
+        sink.sample(replace(sample([{"comm": "sh", "packets": 8}]), overhead=overhead))
+    assert out.getvalue().splitlines() == [
+        "time,target,comm,packets,errors,packets_per_s,sampled",
+        f"{TIME},lo,sh,8,,,1.0",
+        f"{TIME},lo,sh,8,,,0.25",
+    ]
+
+
+def test_event_says_how_many_it_stands_for_where_overhead_is_limited():
+    out = io.StringIO()
+    sink = open_csv(out, show_events=True, limited=True)
+    sink.start(START)
+    sink.events([Event(NOON, "m", {"pid": 7}), Event(NOON, "m", {"pid": 8, "stands_for": 4})])
+    assert [(each["pid"], each["stands_for"]) for each in read(out)] == [("7", "1"), ("8", "4")]
 
 
 def test_several_interfaces_are_told_apart():

@@ -8,7 +8,16 @@ from datetime import datetime, timezone
 
 import pytest
 
-from hypermesh_ebpf.metrics.sample import Degraded, End, Event, Histogram, Loss, Sample, Start
+from hypermesh_ebpf.metrics.sample import (
+    Degraded,
+    End,
+    Event,
+    Histogram,
+    Loss,
+    Overhead,
+    Sample,
+    Start,
+)
 from hypermesh_ebpf.output.json import JsonSink, format_time
 from hypermesh_ebpf.output.writer import OutputClosed, Writer
 
@@ -120,6 +129,20 @@ def test_end(sink, out):
             "loss": {"events_lost": 1, "map_full": 2, "missed": 3},
         }
     ]
+
+
+def test_overhead_is_told_where_it_is_limited(sink, out):
+    overhead = Overhead(0.832, 1.0, 0.25, True)
+    sink.sample(Sample(NOON, "xdp", "lo", 1.0, {}, [], Loss(), overhead=overhead))
+    sink.sample(
+        Sample(NOON, "xdp", "lo", 1.0, {}, [], Loss(), overhead=Overhead(None, 1, 1, False))
+    )
+    sink.end(End(NOON, "xdp", "lo", "overhead", Loss(), overhead))
+    first, second, last = lines(out)
+    expected = {"percent": 0.832, "limit": 1.0, "sampled": 0.25, "estimated": True}
+    assert first["overhead"] == last["overhead"] == expected
+    assert second["overhead"]["percent"] is None, "not measured yet is no 0"
+    assert last["reason"] == "overhead"
 
 
 def test_no_events_is_no_line(sink, out):

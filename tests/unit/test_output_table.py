@@ -4,11 +4,22 @@ import io
 import itertools
 import re
 import time
+from dataclasses import replace
 
 import pytest
 
-from hypermesh_ebpf.metrics.sample import Degraded, End, Event, Histogram, Loss, Sample, Start
+from hypermesh_ebpf.metrics.sample import (
+    Degraded,
+    End,
+    Event,
+    Histogram,
+    Loss,
+    Overhead,
+    Sample,
+    Start,
+)
 from hypermesh_ebpf.monitors.declaration import Column, Monitor
+from hypermesh_ebpf.output.frame import Frame
 from hypermesh_ebpf.output.sink import open_sink
 
 XDP = Monitor(
@@ -98,6 +109,61 @@ def test_numbers_are_exact_and_line_up_under_their_headings():
         right = re.search(rf"{word}(?= |$)", heading).end()
         assert first[right - 1] not in " "
         assert first[right : right + 1] in (" ", "")
+
+
+@pytest.mark.parametrize(
+    ("overhead", "line"),
+    [
+        (Overhead(None, 1.0, 1.0, False), "overhead  - % of a CPU, limit 1 %"),
+        (Overhead(0.832, 0.5, 1.0, False), "overhead  0.832 % of a CPU, limit 0.5 %"),
+        (
+            Overhead(0.832, 1.0, 0.25, True),
+            "SAMPLED  1 event in 4 taken, counts are estimates  "
+            "overhead  0.832 % of a CPU, limit 1 %",
+        ),
+        (
+            Overhead(0.1, 1.0, 1.0, True),
+            "overhead  0.1 % of a CPU, limit 1 %  counts are estimates: events were sampled before",
+        ),
+    ],
+)
+def test_overhead_has_a_line_above_the_losses(overhead, line):
+    lines = show(replace(sample([row("s", 1)]), overhead=overhead)).splitlines()
+    assert lines[-3] == line
+    assert lines[-2].startswith("no loss")
+
+
+@pytest.mark.parametrize("height", [4, 6, 12, 40])
+def test_sampling_is_never_what_has_no_room(height):
+    frame = Frame(XDP, {}, interval=1, top=40, exact=False, ascii=False)
+    frame.start(start())
+    rows = [row(f"s{number}", number) for number in range(50)]
+    frame.sample(replace(sample(rows), overhead=Overhead(2.0, 1.0, 0.125, True)))
+    lines = ["".join(text for text, _style in line) for line in frame.lines(79, height)]
+    assert len(lines) <= height
+    assert lines[-2].startswith("SAMPLED  1 event in 8 taken, counts are estimates")
+    assert lines[-1].startswith("no loss")
+
+
+def test_sampling_is_told_among_events_when_it_changes():
+    out = io.StringIO()
+    sink = open_table(out, EXEC)
+    sink.start(start("exec-monitor"))
+    for share in (1.0, 0.25, 0.25, 1.0):
+        overhead = Overhead(2.0, 1.0, share, share < 1)
+        sink.sample(replace(sample([], monitor="exec-monitor"), overhead=overhead))
+    lines = [line for line in out.getvalue().splitlines() if "overhead" in line]
+    assert [line.startswith("SAMPLED  1 event in 4 taken") for line in lines] == [True, False]
+
+
+def test_summary_tells_what_became_estimates_and_why_it_stopped():
+    out = io.StringIO()
+    sink = open_table(out)
+    sink.start(start())
+    sink.end(replace(end(reason="overhead"), overhead=Overhead(2.0, 1.0, 1 / 64, True)))
+    assert out.getvalue().splitlines()[-1] == (
+        "xdp on lo, no loss, counts are estimates, stopped by --max-overhead"
+    )
 
 
 def test_nothing_is_cut_however_long():

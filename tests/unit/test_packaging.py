@@ -40,7 +40,7 @@ def test_wheel_carries_all_that_the_tool_needs(wheel: Path) -> None:
     expected |= {f"hypermesh_ebpf/bpf_c/{name}" for name in names_in("bpf_c", "*.[ch]")}
     include = names_in("hypermesh_ebpf/image/include", "*.h")
     expected |= {f"hypermesh_ebpf/image/include/{name}" for name in include}
-    assert expected | {"hypermesh_ebpf/py.typed"} <= files
+    assert expected | {"hypermesh_ebpf/py.typed", "hypermesh_ebpf/image/kallsyms"} <= files
     assert any(name.startswith("hypermesh_ebpf/bpf_c/") for name in files)
     assert any(name.startswith("hypermesh_ebpf/image/include/") for name in files)
     assert not [name for name in files if not name.startswith("hypermesh_ebpf")]
@@ -56,7 +56,12 @@ def test_wheel_declares_licence_and_no_package_called_bcc(wheel: Path) -> None:
     assert f"Version: {hypermesh_ebpf.__version__}\n" in metadata
     assert "License-Expression: MIT AND GPL-2.0-only\n" in metadata
     required = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", metadata, re.MULTILINE)
-    assert sorted(required) == ["click", "numpy", "pyroute2", "rich"]  # PyPI's bcc is something else
+    assert sorted(required) == [
+        "click",
+        "numpy",
+        "pyroute2",
+        "rich",
+    ]  # PyPI's bcc is something else
 
 
 def test_installed_wheel_gives_a_working_command(wheel: Path, tmp_path: Path) -> None:
