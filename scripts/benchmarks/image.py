@@ -23,8 +23,8 @@ from hypermesh_ebpf.bpf.programs import close_all, create_map, load_program
 from hypermesh_ebpf.host.ladder import choose_rung
 from hypermesh_ebpf.image.source import build_image, bundled_directory
 from hypermesh_ebpf.loader import Loader
+from hypermesh_ebpf.opening import complete_options
 from hypermesh_ebpf.program_set import Source
-from hypermesh_ebpf.session import complete_options
 
 TITLE = "Load and attach"
 
