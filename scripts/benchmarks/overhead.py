@@ -22,8 +22,9 @@ from hypermesh_ebpf.bpf.info import read_run_statistics
 from hypermesh_ebpf.bpf.programs import load_program
 from hypermesh_ebpf.bpf.spec import ProgramSpec
 from hypermesh_ebpf.bpf.statistics import Statistics
+from hypermesh_ebpf.opening import Opening, complete_options
 from hypermesh_ebpf.overhead import LOWEST
-from hypermesh_ebpf.session import Opening, Session, complete_options
+from hypermesh_ebpf.session import Session
 from tests.compiler import run_program
 from tests.netns import Namespace
 from tests.packets import ethernet, ipv4, udp
