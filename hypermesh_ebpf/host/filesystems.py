@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ _MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 1 << 19
 _MNT_DETACH = 2
 _FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_CMD_CREATE = 6
+
+
+_mine = threading.local()  # mount namespaces belong to threads
 
 
 @lru_cache(maxsize=1)
@@ -235,8 +239,12 @@ def enter_private_mounts() -> None:
     volumes busy that the host unmounts), and mounts there; nobody else sees it.  A mounted debugfs
     whose "tracing" was never looked at counts as not mounted: libbcc's look would mount it for all.
 
+    Once for each thread: what it left for stays.
+
     Raises MissingPrivilege without CAP_SYS_ADMIN, Unsupported where the kernel lacks tracefs.
     """
+    if getattr(_mine, "are_private", False):
+        return
     tracing, debug_tracing = TRACEFS.places
     traced = {m.point for m in read_mounts() if m.fstype == TRACEFS.name}
     debug_mounted = magic_of(DEBUGFS.places[0]) == DEBUGFS.magic
@@ -252,6 +260,7 @@ def enter_private_mounts() -> None:
                 except OSError as error:
                     if fs is TRACEFS or error.errno != errno.ENODEV:  # debugfs may be absent
                         raise
+        _mine.are_private = True
     except OSError as error:
         cause = describe_errno(error.errno or 0)
         mount_it = f"mount it: `sudo mount -t tracefs tracefs {tracing}`"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import SECTIONS
 from benchmarks.machine import describe_machine
-from benchmarks.measure import Result, Settings, say
+from benchmarks.measure import Growth, Result, Settings, say
 from benchmarks.table import as_dict, draw_table
 from hypermesh_ebpf.host.filesystems import enter_private_mounts
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     enter_private_mounts()  # the peers want tracefs at its usual place
     machine = describe_machine()
     print(*(f"{name}: {value}" for name, value in machine.items()), sep="\n")
-    found: dict[str, list[Result]] = {}
+    found: dict[str, list[Result | Growth]] = {}
     for name in [each for each in SECTIONS if each in (options.sections or SECTIONS)]:
         say(f"section {name}: {SECTIONS[name]}")
         module = import_module(f"benchmarks.{name}")

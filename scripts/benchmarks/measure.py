@@ -64,6 +64,27 @@ class Result:
         return figure >= bound if self.more_is_better else figure <= bound
 
 
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """A table of its own: how figures of ours grow with a number.
+
+    ``steps`` are the numbers, of ``counted`` ("interfaces"); ``columns`` give for each figure its
+    unit and one value a step, None where there is none.  ``note`` says what is linear in the number
+    and what is constant.
+    """
+
+    what: str
+    counted: str
+    steps: Sequence[int]
+    columns: Mapping[str, tuple[str, Sequence[float | None]]]
+    note: str
+
+    @property
+    def met(self) -> bool | None:
+        """It has no budget."""
+        return None
+
+
 @dataclass(slots=True)
 class Rounds:
     """Contenders that take turns: each is called once a round and returns its figure."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.measure import Result
+from benchmarks.measure import Growth, Result
 
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
@@ -19,7 +19,7 @@ def format_figure(figure: float, unit: str) -> str:
     if unit.endswith("/s"):
         scale, prefix = next(((s, p) for s, p in _PREFIXES if figure >= s), (1.0, ""))
         return f"{_digits(figure / scale)} {prefix}{unit}"
-    return f"{_digits(figure)} {unit}"
+    return f"{_digits(figure)} {unit}".rstrip()
 
 
 def _digits(figure: float) -> str:
@@ -27,11 +27,14 @@ def _digits(figure: float) -> str:
     return f"{figure:.0f}" if size >= 100 else f"{figure:.1f}" if size >= 10 else f"{figure:.2f}"
 
 
-def draw_table(results: Sequence[Result]) -> str:
+def draw_table(results: Sequence[Result | Growth]) -> str:
     """One line for each result: every contender's median, the ratio, the budget."""
     lines = []
-    width = max((len(each.what) for each in results), default=0)
+    width = max((len(each.what) for each in results if isinstance(each, Result)), default=0)
     for each in results:
+        if isinstance(each, Growth):
+            lines += _draw_growth(each)
+            continue
         contenders = "  ".join(
             f"{name} {format_figure(each.median(name), each.unit)}" for name in each.rounds
         )
@@ -41,23 +44,46 @@ def draw_table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def _draw_growth(growth: Growth) -> list[str]:
+    """Title, head, a line for each step, the note."""
+    rows = [[growth.counted, *growth.columns]]
+    for at, step in enumerate(growth.steps):
+        figures = [(values[at], unit) for unit, values in growth.columns.values()]
+        rows.append(
+            [f"{step:,}", *("-" if v is None else format_figure(v, unit) for v, unit in figures)]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]
+    return [f"  {growth.what}", *(f"    {line}" for line in table), f"    {growth.note}"]
+
+
 def _verdict(result: Result) -> str:
     """The ratio, and what it or our figure may be at most (at least)."""
-    text = ""
     sign = ">=" if result.more_is_better else "<="
-    if result.ratio is not None:
-        text += f"  = {_digits(result.ratio)} x {result.against}"
+    bounds = []
     if result.budget is not None:
-        text += f"  ({sign} {_digits(result.budget)} x"
+        bounds.append(f"{sign} {_digits(result.budget)} x")
     if result.limit is not None:
-        text += f"  ({sign} {format_figure(result.limit, result.unit)}"
-    if result.met is not None:
-        text += ": met)" if result.met else ": NOT MET)"
+        bounds.append(f"{sign} {format_figure(result.limit, result.unit)}")
+    text = f"  = {_digits(result.ratio)} x {result.against}" if result.ratio is not None else ""
+    if bounds:
+        text += f"  ({', '.join(bounds)}: {'met' if result.met else 'NOT MET'})"
     return text
 
 
-def as_dict(result: Result) -> dict[str, Any]:
+def as_dict(result: Result | Growth) -> dict[str, Any]:
     """A result for JSON: medians, all rounds, ratio and budgets; units as told."""
+    if isinstance(result, Growth):
+        return {
+            "what": result.what,
+            "counted": result.counted,
+            "steps": list(result.steps),
+            "columns": {
+                name: {"unit": unit, "figures": list(figures)}
+                for name, (unit, figures) in result.columns.items()
+            },
+            "note": result.note,
+        }
     return {
         "what": result.what,
         "unit": result.unit,

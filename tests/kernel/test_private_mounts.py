@@ -88,6 +88,18 @@ def test_private_mounts_are_seen_by_nobody_else() -> None:
 
 
 @vm_too
+def test_private_mounts_are_entered_once() -> None:
+    """Each hook of a monitor asks for them."""
+    code = (
+        "import os; from hypermesh_ebpf.host.filesystems import *\n"
+        "look = lambda: (os.readlink('/proc/self/ns/mnt'), open('/proc/self/mountinfo').read())\n"
+        "enter_private_mounts(); first = look(); enter_private_mounts(); print(first == look())"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.stdout.split() == ["True"], answer.stderr
+
+
+@vm_too
 @needs_own_mounts
 def test_private_mounts_in_a_chroot_whose_root_is_no_mount(tmp_path: Path) -> None:
     """There "/" cannot be made a slave; the mounts below /sys can."""

@@ -162,6 +162,22 @@ def test_every_header_is_walked(wire: VethPair) -> None:
     assert (totals["vlan"], totals["fragments"], totals["truncated"]) == (9, 12, 15)
 
 
+def test_the_longest_chain_of_extensions_is_walked() -> None:
+    kinds = (0, 60, 43, 60, 43, 60, 17)  # six headers of 2048 bytes, then UDP
+    chain = b"".join(bytes([following, 255]) + bytes(2046) for following in kinds[1:])
+    frame = ethernet(0x86DD, ipv6(kinds[0], chain + udp(53, b"data")))
+    with (
+        Namespace() as ns,
+        running("xdp", "--iface", "lo", "--by", "port", namespace=ns) as monitor,
+    ):
+        before = received_packets(ns, "lo")
+        send_frames(ns, "lo", [frame] * PRIME)
+        wait_until(lambda: received_packets(ns, "lo") - before >= PRIME, "received")
+        monitor.finish()
+    assert rows_by(monitor, "protocol", "port") == {("UDP", 53): PRIME}
+    assert monitor.last["totals"]["truncated"] == 0
+
+
 def test_by_source(wire: VethPair) -> None:
     frames = [ethernet(0x0800, ipv4(17, udp(1), source="10.1.1.1"))] * 5
     frames += [ethernet(0x86DD, ipv6(17, udp(1), source="fd00::77"))] * 7
