@@ -186,8 +186,8 @@ static __always_inline void report(struct choices *choices, struct exec *exec)
 
 #ifndef RUNG_SCHED
 
-/* The strings that the caller passed, out of its memory. */
-static __always_inline void read_strings(struct exec *exec)
+/* The strings that the caller passed, out of its memory.  On entry clang knows the size of its pointers. */
+static __always_inline void read_strings(struct exec *exec, u8 pointer_size)
 {
 	exec->flags = 0;
 	exec->args_length = 0;
@@ -200,12 +200,12 @@ static __always_inline void read_strings(struct exec *exec)
 	}
 	/* No branch in this loop but those that leave it: the verifier follows each way through it, and
 	 * two ways in each of 128 rounds would be too many. */
-	u64 pointer_mask = exec->pointer_size == 4 ? 0xFFFFFFFF : ~0ULL;
+	u64 argv = exec->argv_at, pointer_mask = pointer_size == 4 ? 0xFFFFFFFF : ~0ULL;
 	u32 used = 0;
 	u32 i = 0;
 	for (; i < MAX_ARGS; i++) {
 		u64 arg = 0;
-		void *at = (void *)(exec->argv_at + i * exec->pointer_size);
+		void *at = (void *)(argv + i * pointer_size);
 		if (bpf_probe_read_user(&arg, sizeof(arg), at)) {
 			exec->flags |= UNREADABLE;
 			break;
@@ -270,7 +270,7 @@ static __always_inline int enter(u32 call, u64 filename, u64 argv, u8 pointer_si
 	exec->argv_at = argv;
 	exec->pointer_size = pointer_size;
 	describe_caller(exec);
-	read_strings(exec);
+	read_strings(exec, pointer_size);
 	if (taken) {
 		place->task = task;
 	} else if (overflow.update(&task, exec)) {
@@ -299,7 +299,7 @@ static __always_inline int leave(s64 ret)
 	exec->ret = ret;
 	if (exec->flags & UNREADABLE) {
 		if (ret < 0)
-			read_strings(exec); /* by now the kernel itself has touched what it read */
+			read_strings(exec, exec->pointer_size); /* by now the kernel itself has touched what it read */
 #ifdef WITH_BTF
 		else
 			read_stack_strings(exec);
