@@ -8,7 +8,7 @@
  * WITH_BTF adds what needs the kernel's structures: the parent, and arguments that could not be read
  * on entry.
  *
- * Costs some 2 us for each exec, which itself takes a few hundred; nothing on any other event.
+ * Costs some 3 us for each exec, which itself takes a few hundred; nothing on any other event.
  * A call is noted on entry (its strings may be gone when it ends) and reported when it ends: a success
  * by sched_process_exec, on every rung; a failure by the tracepoints sys_exit_execve[at] or by fexit.
  * These report a success, too, if it is still under way for them: on preemptible kernels (seen on 7.3)
@@ -78,9 +78,20 @@ BPF_RINGBUF_OUTPUT(events, 1024); /* pages: 4 MiB */
 BPF_PERCPU_ARRAY(sampling, struct sampling, 1);
 #endif
 #ifndef RUNG_SCHED
-/* 4.5 KB each, all allocated at once: tracing programs that allocate while they run make kernels before
- * 6.1 warn and taint themselves, and PREEMPT_RT ones refuse them. */
-BPF_HASH(inflight, u64, struct exec, 1024);
+#ifndef PLACES
+#define PLACES 64 /* 4.5 KB each; few, so that they stay in the cache */
+#endif
+/* Where a task notes its call. */
+struct place {
+	u64 task;   /* whose call it is, 0 if free */
+	u32 claims; /* how many calls are under way of tasks that share this place */
+	u32 unused;
+	struct exec exec;
+};
+BPF_ARRAY(places, struct place, PLACES);
+/* For those who find theirs taken.  All allocated at once: tracing programs that allocate while they run
+ * make kernels before 6.1 warn and taint themselves, and PREEMPT_RT ones refuse them. */
+BPF_HASH(overflow, u64, struct exec, 1024);
 #endif
 
 static __always_inline void add(u32 which, u64 weight)
@@ -106,27 +117,21 @@ static __always_inline u32 weigh_this(void)
 #endif
 }
 
-/* Is this process one the user asked for?  Decided before any work is done. */
-static __always_inline bool wanted_process(void)
+/* Is this process one the user asked for?  Decided before any work is done, on entry and on return. */
+static __always_inline bool wanted_process(struct choices *choices)
 {
-	u32 zero = 0;
-	struct choices *choices = settings.lookup(&zero);
-	if (!choices)
-		return false;
-	if (choices->by_pid && choices->pid != bpf_get_current_pid_tgid() >> 32)
-		return false;
-	if (choices->by_uid && choices->uid != (u32)bpf_get_current_uid_gid())
-		return false;
-	return true;
+	return !choices->by_pid || choices->pid == bpf_get_current_pid_tgid() >> 32;
+}
+
+/* And is its user?  On entry alone: the call may change it. */
+static __always_inline bool wanted_user(struct choices *choices)
+{
+	return !choices->by_uid || choices->uid == (u32)bpf_get_current_uid_gid();
 }
 
 /* And is this result? */
-static __always_inline bool wanted_result(struct exec *exec)
+static __always_inline bool wanted_result(struct choices *choices, struct exec *exec)
 {
-	u32 zero = 0;
-	struct choices *choices = settings.lookup(&zero);
-	if (!choices)
-		return false;
 	if (choices->failed_only && exec->ret == 0)
 		return false;
 	if (choices->by_comm) {
@@ -186,10 +191,10 @@ static __always_inline void read_stack_strings(struct exec *exec)
 }
 #endif
 
-static __always_inline void report(struct exec *exec)
+static __always_inline void report(struct choices *choices, struct exec *exec)
 {
 	bpf_get_current_comm(exec->comm, sizeof(exec->comm));
-	if (!wanted_result(exec))
+	if (!wanted_result(choices, exec))
 		return;
 	add(exec->ret == 0 ? SUCCEEDED : FAILED, exec->weight);
 	u32 length = exec->args_length;
@@ -201,8 +206,8 @@ static __always_inline void report(struct exec *exec)
 
 #ifndef RUNG_SCHED
 
-/* The strings that the caller passed, out of its memory. */
-static __always_inline void read_strings(struct exec *exec)
+/* The strings that the caller passed, out of its memory.  On entry clang knows the size of its pointers. */
+static __always_inline void read_strings(struct exec *exec, u8 pointer_size)
 {
 	exec->flags = 0;
 	exec->args_length = 0;
@@ -215,12 +220,12 @@ static __always_inline void read_strings(struct exec *exec)
 	}
 	/* No branch in this loop but those that leave it: the verifier follows each way through it, and
 	 * two ways in each of 128 rounds would be too many. */
-	u64 pointer_mask = exec->pointer_size == 4 ? 0xFFFFFFFF : ~0ULL;
+	u64 argv = exec->argv_at, pointer_mask = pointer_size == 4 ? 0xFFFFFFFF : ~0ULL;
 	u32 used = 0;
 	u32 i = 0;
 	for (; i < MAX_ARGS; i++) {
 		u64 arg = 0;
-		void *at = (void *)(exec->argv_at + i * exec->pointer_size);
+		void *at = (void *)(argv + i * pointer_size);
 		if (bpf_probe_read_user(&arg, sizeof(arg), at)) {
 			exec->flags |= UNREADABLE;
 			break;
@@ -247,20 +252,52 @@ static __always_inline void read_strings(struct exec *exec)
 	exec->args_length = used;
 }
 
+/* A call is written straight into its task's place: copying 4.5 KB into a hash costs a third of all.
+ * Tasks that share a place do as in net_monitor.c, which tells why that is safe. */
+static __always_inline struct place *place_of(u64 task)
+{
+	u32 index = (u32)(task >> 6) * 0x9E35 % PLACES; /* task_structs are aligned to cache lines */
+	return places.lookup(&index);
+}
+
+/* Whether the place is this task's now. */
+static __always_inline bool take(struct place *place, u64 task)
+{
+	if (place->task == task)
+		return true; /* the return of its last call was missed */
+	__sync_fetch_and_add(&place->claims, 1);
+	return *(volatile u32 *)&place->claims == 1 && !*(volatile u64 *)&place->task;
+}
+
+static __always_inline void forget(struct place *place, u64 task)
+{
+	if (place->task == task)
+		*(volatile u64 *)&place->task = 0;
+	else
+		overflow.delete(&task);
+	__sync_fetch_and_add(&place->claims, -1);
+}
+
 static __always_inline int enter(u32 call, u64 filename, u64 argv, u8 pointer_size)
 {
-	if (!wanted_process())
+	u32 zero = 0;
+	struct choices *choices = settings.lookup(&zero);
+	if (!choices || !wanted_process(choices) || !wanted_user(choices))
 		return 0;
 	u64 task = bpf_get_current_task();
+	u32 slot = pointer_size == 8 ? call : CALLS + call;
+	struct place *place = place_of(task);
+	if (!place)
+		return 0;
 	u32 weight = weigh_this();
 	if (!weight) {
 		/* What was left by an exec that killed its process must not be found when this one ends. */
-		if (inflight.lookup(&task))
-			inflight.delete(&task);
+		if (place->task == task || (place->claims && overflow.lookup(&task)))
+			forget(place, task);
 		return 0;
 	}
-	u32 slot = pointer_size == 8 ? call : CALLS + call;
-	struct exec *exec = scratch.lookup(&slot);
+	bool taken = take(place, task);
+	struct exec *exec = taken ? &place->exec : scratch.lookup(&slot);
 	if (!exec)
 		return 0;
 	exec->start_ns = bpf_ktime_get_ns();
@@ -270,31 +307,42 @@ static __always_inline int enter(u32 call, u64 filename, u64 argv, u8 pointer_si
 	exec->argv_at = argv;
 	exec->pointer_size = pointer_size;
 	describe_caller(exec);
-	read_strings(exec);
-	if (inflight.update(&task, exec))
+	read_strings(exec, pointer_size);
+	if (taken) {
+		place->task = task;
+	} else if (overflow.update(&task, exec)) {
+		__sync_fetch_and_add(&place->claims, -1);
 		count(INFLIGHT_FULL);
+	}
 	return 0;
 }
 
 /* The call of this task is over. */
 static __always_inline int leave(s64 ret)
 {
+	u32 zero = 0;
+	struct choices *choices = settings.lookup(&zero);
+	if (!choices || !wanted_process(choices))
+		return 0;
 	u64 task = bpf_get_current_task();
-	struct exec *exec = inflight.lookup(&task);
+	struct place *place = place_of(task);
+	if (!place || !place->claims)
+		return 0;
+	struct exec *exec = place->task == task ? &place->exec : overflow.lookup(&task);
 	if (!exec)
 		return 0;
 	exec->duration_ns = bpf_ktime_get_ns() - exec->start_ns;
 	exec->ret = ret;
 	if (exec->flags & UNREADABLE) {
 		if (ret < 0)
-			read_strings(exec); /* by now the kernel itself has touched what it read */
+			read_strings(exec, exec->pointer_size); /* by now the kernel itself has touched what it read */
 #ifdef WITH_BTF
 		else
 			read_stack_strings(exec);
 #endif
 	}
-	report(exec);
-	inflight.delete(&task);
+	report(choices, exec);
+	forget(place, task);
 	return 0;
 }
 
@@ -433,8 +481,9 @@ int leave_done(struct bpf_raw_tracepoint_args *ctx)
 /* sched_process_exec(task, old pid, binprm), raised when an exec can no longer fail */
 int exec_done(struct bpf_raw_tracepoint_args *ctx)
 {
-	u32 call = EXECVE;
-	if (!wanted_process())
+	u32 zero = 0, call = EXECVE;
+	struct choices *choices = settings.lookup(&zero);
+	if (!choices || !wanted_process(choices) || !wanted_user(choices))
 		return 0;
 	u32 weight = weigh_this();
 	if (!weight)
@@ -455,7 +504,7 @@ int exec_done(struct bpf_raw_tracepoint_args *ctx)
 	if (bpf_probe_read_kernel_str(exec->filename, FILENAME_SIZE, filename) == FILENAME_SIZE)
 		exec->flags |= FILENAME_CUT;
 	read_stack_strings(exec);
-	report(exec);
+	report(choices, exec);
 	return 0;
 }
 #endif

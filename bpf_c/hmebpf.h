@@ -196,12 +196,11 @@ static __always_inline u32 weigh(struct sampling *sampling)
 }
 #endif
 
-/* Position of the highest set bit, 0 for 0 and 1: log2 rounded down, for values below 2^63.  Without
- * a branch: the verifier would follow each of 64 ways through the rest of the program. */
+/* Position of the highest set bit, 0 for 0 and 1: log2 rounded down, for values below 2^32.  Without
+ * a branch: the verifier would follow each of 32 ways through the rest of the program. */
 static __always_inline u64 log2_of(u64 value)
 {
 	u64 result = 0, step;
-	step = (0xFFFFFFFF - value) >> 63 << 5; value >>= step; result += step;
 	step = (0xFFFF - value) >> 63 << 4; value >>= step; result += step;
 	step = (0xFF - value) >> 63 << 3; value >>= step; result += step;
 	step = (0xF - value) >> 63 << 2; value >>= step; result += step;

@@ -16,6 +16,9 @@
 #define SLOTS 32     /* of latencies: slot n counts 2^(n+7) to 2^(n+8)-1 ns, the first and last are open */
 #define FIRST_SLOT 7 /* a system call of less than 128 ns would be news */
 #define MAX_MESSAGES 1024 /* UIO_MAXIOV: the most that sendmmsg(2) takes at a time */
+#ifndef PLACES
+#define PLACES 32768
+#endif
 #ifndef ROWS
 #define ROWS 4096
 #endif
@@ -51,10 +54,12 @@ struct choices {
 
 /* A call that has not returned yet. */
 struct underway {
+	u64 thread; /* that makes it; 0 if the place is free */
 	u64 start_ns;
 	u64 at;     /* in user space: the socket's address, or the array of messages */
 	u64 length; /* of that address; where accept wants its length */
 	u32 fd;
+	u32 claims; /* on this place: how many calls are under way of threads that share it */
 	u8 call;
 	u8 bytes_are_news; /* not those that a peek or the error queue shows again */
 	u16 weight;        /* how many calls it stands for */
@@ -111,7 +116,9 @@ BPF_PERCPU_ARRAY(calls, struct counter, CALLS);
 /* All made in advance: before Linux 6.1 a tracing program must not allocate. */
 BPF_TABLE("percpu_hash", struct process, struct counter, rows, ROWS);
 BPF_TABLE("percpu_hash", struct failure, u64, failures, ROWS);
-BPF_TABLE("hash", u64, struct underway, inflight, 16384);
+/* Calls under way: each in its thread's place, or, if that is taken by another thread, in the hash. */
+BPF_ARRAY(places, struct underway, PLACES);
+BPF_TABLE("hash", u64, struct underway, overflow, 16384);
 BPF_RINGBUF_OUTPUT(events, 256); /* pages: 1 MiB, some 3,000 events */
 #ifdef SAMPLED
 BPF_PERCPU_ARRAY(sampling, struct sampling, 1);
@@ -143,20 +150,30 @@ static __always_inline u32 weigh_this(void)
 static __always_inline void read_comm(char *comm)
 {
 #ifdef WITH_BTF
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task(), *leader = NULL;
-	bpf_probe_read_kernel(&leader, sizeof(leader), &task->group_leader);
-	bpf_probe_read_kernel_str(comm, COMM_SIZE, &leader->comm);
-#else
-	bpf_get_current_comm(comm, COMM_SIZE);
+	u64 thread = bpf_get_current_pid_tgid();
+	if (thread >> 32 != (u32)thread) {
+		struct task_struct *task = (struct task_struct *)bpf_get_current_task(), *leader = NULL;
+		bpf_probe_read_kernel(&leader, sizeof(leader), &task->group_leader);
+		bpf_probe_read_kernel_str(comm, COMM_SIZE, &leader->comm);
+		return;
+	}
 #endif
+	bpf_get_current_comm(comm, COMM_SIZE);
 }
 
-/* Is this process one the user asked for?  Decided before any work is done. */
-static __always_inline bool wanted(struct choices *choices)
+/* Is this thread one of a process and user that were asked for?  Decided before any work is done, on
+ * entry and on return: neither changes during a call. */
+static __always_inline bool wanted_thread(struct choices *choices)
 {
 	if (choices->by_pid && choices->pid != bpf_get_current_pid_tgid() >> 32)
 		return false;
-	if (choices->by_uid && choices->uid != (u32)bpf_get_current_uid_gid())
+	return !choices->by_uid || choices->uid == (u32)bpf_get_current_uid_gid();
+}
+
+/* And is its name?  On entry alone. */
+static __always_inline bool wanted(struct choices *choices)
+{
+	if (!wanted_thread(choices))
 		return false;
 	if (choices->by_comm) {
 		u64 comm[2] = {};
@@ -202,7 +219,61 @@ static __always_inline bool is_socket(struct file *file)
 }
 #endif
 
+/* ---- calls under way ---------------------------------------------------------------------------
+ *
+ * Adding to a hash and deleting cost more than all the rest of a call.  So each thread has a place in an
+ * array, by its number, which threads whose numbers are 32,768 apart share: the first that finds it free
+ * takes it, the others go to the hash.  Whoever comes claims the place by an atomic addition, on a
+ * cache line that no other CPU is using, and gives the claim back when the call returns; only he
+ * who is alone with his claim may take the place.  (5.10 has additions alone: no result, no
+ * exchange.)  That it is marked free, too, tells a CPU whose memory is weakly ordered that its last
+ * holder has done with it: what is written there later cannot be overwritten by him.
+ *
+ * Neighbours are mostly threads of one process, on several CPUs: they get places far apart. */
+static __always_inline struct underway *place_of(u64 thread)
+{
+	u32 index = (u32)thread * 0x9E35 % PLACES; /* odd: no two of 32,768 neighbours meet */
+	return places.lookup(&index);
+}
+
+/* Whether the place is this thread's now. */
+static __always_inline bool take(struct underway *place, u64 thread)
+{
+	if (place->thread == thread)
+		return true; /* the return of its last call was missed */
+	__sync_fetch_and_add(&place->claims, 1);
+	return *(volatile u32 *)&place->claims == 1 && !*(volatile u64 *)&place->thread;
+}
+
+/* NULL for a call that was not wanted, or began before the monitor did. */
+static __always_inline struct underway *find(u64 thread, struct underway *place)
+{
+	if (place->thread == thread)
+		return place;
+	return place->claims ? overflow.lookup(&thread) : NULL;
+}
+
+static __always_inline void forget(u64 thread, struct underway *place)
+{
+	if (place->thread == thread)
+		*(volatile u64 *)&place->thread = 0;
+	else
+		overflow.delete(&thread);
+	__sync_fetch_and_add(&place->claims, -1);
+}
+
 /* ---- entry ------------------------------------------------------------------------------------ */
+
+static __always_inline void
+describe(struct underway *underway, u32 call, u64 fd, u64 at, u64 length, u64 flags)
+{
+	underway->at = at;
+	underway->length = length;
+	underway->fd = fd;
+	underway->call = call;
+	underway->bytes_are_news = call == SEND || (call == RECV && !(flags & (MSG_PEEK | MSG_ERRQUEUE)));
+	underway->start_ns = bpf_ktime_get_ns();
+}
 
 static __always_inline int enter(u32 call, u64 fd, u64 at, u64 length, u64 flags)
 {
@@ -211,27 +282,33 @@ static __always_inline int enter(u32 call, u64 fd, u64 at, u64 length, u64 flags
 	if (!choices || !wanted(choices))
 		return 0;
 	u64 thread = bpf_get_current_pid_tgid();
+	struct underway *place = place_of(thread);
+	if (!place)
+		return 0;
 	u32 weight = weigh_this();
 	if (!weight) {
 		/* What was left by a call that never returned must not be found when this one does. */
-		if (inflight.lookup(&thread))
-			inflight.delete(&thread);
+		if (find(thread, place))
+			forget(thread, place);
 		return 0;
 	}
 #ifdef WITH_BTF
 	if (call == CLOSE && !is_socket(find_file(fd)))
 		return 0;
 #endif
+	if (take(place, thread)) {
+		describe(place, call, fd, at, length, flags);
+		place->weight = weight;
+		place->thread = thread;
+		return 0;
+	}
 	struct underway underway = {};
-	underway.at = at;
-	underway.length = length;
-	underway.fd = fd;
-	underway.call = call;
-	underway.bytes_are_news = call == SEND || (call == RECV && !(flags & (MSG_PEEK | MSG_ERRQUEUE)));
+	describe(&underway, call, fd, at, length, flags);
 	underway.weight = weight;
-	underway.start_ns = bpf_ktime_get_ns();
-	if (inflight.update(&thread, &underway))
+	if (overflow.update(&thread, &underway)) {
+		__sync_fetch_and_add(&place->claims, -1);
 		count(INFLIGHT_FULL);
+	}
 	return 0;
 }
 
@@ -396,9 +473,7 @@ struct outcome {
 
 static __always_inline void add(struct counter *counter, struct outcome *outcome)
 {
-	u64 slot = outcome->slot;
-	if (slot >= SLOTS)
-		slot = SLOTS - 1;
+	u64 slot = outcome->slot & (SLOTS - 1); /* as it is, but the verifier cannot tell */
 	counter->calls += outcome->weight;
 	counter->errors += outcome->failed * outcome->weight;
 	counter->bytes += outcome->bytes * outcome->weight;
@@ -438,21 +513,25 @@ static __always_inline void add_failure(struct process *process, u16 number, u64
 /* `reports`: it may be a connect or accept, of which there are events; `many`: one of many messages. */
 static __always_inline int leave(s64 ret, bool reports, bool many)
 {
+	u32 zero = 0;
+	struct choices *choices = settings.lookup(&zero);
+	if (!choices || !wanted_thread(choices))
+		return 0;
 	u64 thread = bpf_get_current_pid_tgid();
-	struct underway *underway = inflight.lookup(&thread);
+	struct underway *place = place_of(thread);
+	struct underway *underway = place ? find(thread, place) : NULL;
 	if (!underway)
 		return 0;
 	u64 end_ns = bpf_ktime_get_ns();
-	u32 zero = 0, call = underway->call;
-	struct choices *choices = settings.lookup(&zero);
+	u32 call = underway->call;
 	struct counter *counter = calls.lookup(&call);
-	if (!choices || !counter)
+	if (!counter)
 		return 0;
 
 	struct outcome outcome = {};
 	outcome.weight = weight_of(underway);
 	outcome.ns = end_ns - underway->start_ns;
-	outcome.slot = log2_of(outcome.ns >> FIRST_SLOT);
+	outcome.slot = log2_of(min_of(outcome.ns >> FIRST_SLOT, 0xFFFFFFFF));
 	outcome.failed = (u64)ret >> 63;
 	u16 error = outcome.failed ? -ret : 0; /* now: what a loop compared, the verifier keeps apart */
 	if (ret > 0 && underway->bytes_are_news)
@@ -465,7 +544,7 @@ static __always_inline int leave(s64 ret, bool reports, bool many)
 		read_comm(process.comm);
 	if (reports && choices->events && (call == CONNECT || call == ACCEPT))
 		report(underway, &process, ret, end_ns);
-	inflight.delete(&thread);
+	forget(thread, place);
 
 	if (choices->rows_by == BY_PROCESS)
 		process.pid = thread >> 32;

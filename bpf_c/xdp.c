@@ -4,7 +4,7 @@
  * both inlined by the kernel and per CPU; BY_SOURCE and BY_PORT add a hash lookup.
  *
  * protocols   0-255: IPv4 by protocol, 256-511: IPv6 by protocol, 512: anything else
- * ethertypes  what is neither IPv4 nor IPv6, by Ethernet type
+ * ethertypes  what is neither IPv4 nor IPv6, by Ethernet type; not with BY_SOURCE and BY_PORT
  * sizes       frame lengths: bucket n holds 2^n to 2^(n+1)-1 bytes
  * marks       packets that had: 0 a VLAN tag, 1 been a fragment, 2 been too short for their headers,
  *             3 not been counted by Ethernet type, 4 by source or port, because that map was full */
@@ -114,10 +114,11 @@ int count_packet(struct xdp_md *ctx)
 		goto count;
 	}
 	type = from_be16(eth->type);
-	if (type < LOWEST_ETHERTYPE)
+	if (type == ETH_P_IP || type == ETH_P_IPV6) {
+		/* most packets */
+	} else if (type < LOWEST_ETHERTYPE) {
 		type = 0; /* a length: IEEE 802.3, all under one key */
-
-	if (type == ETH_P_8021Q || type == ETH_P_8021AD) {
+	} else if (type == ETH_P_8021Q || type == ETH_P_8021AD) {
 		mark(VLAN);
 #pragma unroll
 		for (int i = 0; i < MAX_TAGS; i++) {
@@ -226,6 +227,7 @@ count:;
 	if (counter)
 		add(counter, length, weight);
 	struct counter zero = {};
+#if !defined(BY_SOURCE) && !defined(BY_PORT) /* whose rows do not tell it */
 	if (slot == OTHER) {
 		counter = ethertypes.lookup_or_try_init(&type, &zero);
 		if (counter)
@@ -233,6 +235,7 @@ count:;
 		else
 			mark(ETHERTYPES_FULL);
 	}
+#endif
 #if defined(BY_SOURCE) || defined(BY_PORT)
 	counter = keys.lookup_or_try_init(&key, &zero);
 	if (counter)

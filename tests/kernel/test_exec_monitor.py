@@ -19,6 +19,7 @@ from hypermesh_ebpf import open_monitor
 from hypermesh_ebpf.monitors import load
 from hypermesh_ebpf.monitors.declaration import Rung
 from hypermesh_ebpf.session import Session
+from tests.loaded import load_rung
 from tests.rungs import find_rung
 
 MONITOR = load("exec-monitor")
@@ -328,3 +329,24 @@ def make_elf32(path: bytes, argument: bytes) -> bytes:
     )
     elf += struct.pack("<IIIIIIII", 1, 0, base, base, size, size, 7, 4096)
     return elf + code + data
+
+
+def test_tasks_that_share_a_place_are_all_counted() -> None:
+    """The array of places made so small that all execs meet in one of them."""
+    rung = find_rung(RUNGS, "tracepoint")
+
+    def spawn_some(path: str) -> None:
+        for _ in range(PRIME):
+            os.waitpid(os.posix_spawn(path, ["true"], os.environ), 0)
+
+    with load_rung(MONITOR, rung, {"PLACES": 1}, comm="true") as maps:
+        threads = [threading.Thread(target=spawn_some, args=("/bin/true",)) for _ in range(7)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        counts = [count for _key, count in maps["counts"].items()]
+        ((_index, place),) = maps["places"].items()
+    assert counts[0] >= 7 * PRIME  # others on this machine may run it, too
+    assert counts[1] == counts[3] == 0  # FAILED, INFLIGHT_FULL
+    assert place.claims <= 1  # that of somebody else's exec, just now

@@ -7,8 +7,10 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ import pytest
 
 from hypermesh_ebpf.bpf.libbpf import libbpf
 from hypermesh_ebpf.monitors import load
-from hypermesh_ebpf.monitors.declaration import Rung
+from hypermesh_ebpf.monitors.declaration import Hook, Rung
+from tests.loaded import load_rung
 from tests.netns import Namespace, needs_namespaces, wait_until
 from tests.rungs import find_rung
 from tests.running import ROOT, run_cli, running
@@ -353,3 +356,45 @@ def test_table_and_csv_name_the_errors(namespace: Namespace, tmp_path: Path) -> 
     last = [record for record in records if record["call"] == "connect"][-1]
     assert int(last["calls"]) == connects["calls"]
     assert f"ECONNREFUSED {connects['errnos']['ECONNREFUSED']}" in last["errnos"]
+
+
+def test_threads_that_share_a_place_are_all_counted() -> None:
+    """The array of places made so small that all threads meet in one of them."""
+    rung = find_rung(RUNGS, "tracepoint")
+    sizes = list(range(2, 13))
+
+    def answer(end: socket.socket) -> None:
+        end.send(end.recv(64))
+
+    def is_used(hook: Hook) -> bool:
+        return hook.target.endswith(("_sendto", "_recvfrom"))
+
+    with load_rung(MONITOR, rung, {"PLACES": 1}, is_used, pid=os.getpid()) as maps:
+        pairs = [socket.socketpair() for _ in sizes]
+        threads = [threading.Thread(target=answer, args=(right,)) for _left, right in pairs]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: all(_is_in_recv(thread) for thread in threads), "all in recv")
+        for size, (left, _right) in zip(reversed(sizes), reversed(pairs), strict=True):
+            left.send(b"x" * size)
+            assert len(left.recv(64)) == size
+        for thread in threads:
+            thread.join()
+        for left, right in pairs:
+            left.close()
+            right.close()
+        calls = {row.call: counter for row, counter in maps["rows"].items()}
+        assert maps["overflow"].items() == []
+        ((_index, place),) = maps["places"].items()
+        assert (place.thread, place.claims) == (0, 0)
+        assert not any(count for _key, count in maps["counts"].items())
+    for number in (2, 3):  # SEND, RECV
+        assert calls[number].calls == 2 * len(sizes)
+        assert calls[number].bytes == 2 * sum(sizes)
+        assert calls[number].errors == 0
+
+
+def _is_in_recv(thread: threading.Thread) -> bool:
+    """Whether a thread sleeps in recvfrom: 45 on x86-64, 207 on arm64."""
+    text = Path(f"/proc/self/task/{thread.native_id}/syscall").read_text()
+    return text.split()[0] in ("45", "207")

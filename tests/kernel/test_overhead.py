@@ -277,21 +277,17 @@ def test_call_that_never_returned_is_not_taken_for_another() -> None:
     with sampled("net-monitor", LOWEST, pid=os.getpid()) as session:
         before = received(session.read())
         (target,) = session._loaded.targets
-        (inflight,) = [fd for spec, fd in target.maps if spec.name == "inflight"]
-        (spec,) = [spec for spec, _fd in target.maps if spec.name == "inflight"]
+        ((spec, places),) = [each for each in target.maps if each[0].name == "places"]
         thread = os.getpid() | os.getpid() << 32
-        recv, weight = 3, 1
-        begun_at_boot = struct.pack("=QQQIBBH", 1, 0, 0, 0, recv, 0, weight)
+        place = (os.getpid() * 0x9E35 % spec.max_entries).to_bytes(4, sys.byteorder)
+        recv, weight, claims = 3, 1, 1
+        begun_at_boot = struct.pack("=QQQQIIBBH4x", thread, 1, 0, 0, 0, claims, recv, 0, weight)
         assert len(begun_at_boot) == spec.value_size
         one, other = socket.socketpair()
         with one, other:
             one.setblocking(False)
             for _ in range(PRIME):
-                check(
-                    libbpf().bpf_map_update_elem(
-                        inflight, thread.to_bytes(8, sys.byteorder), begun_at_boot, 0
-                    )
-                )
+                check(libbpf().bpf_map_update_elem(places, place, begun_at_boot, 0))
                 with pytest.raises(BlockingIOError):
                     one.recv(1)
         sample = session.read()
