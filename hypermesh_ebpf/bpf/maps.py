@@ -5,14 +5,15 @@ from __future__ import annotations
 import ctypes as ct
 import struct
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hypermesh_ebpf.bpf import map_types
+from hypermesh_ebpf.bpf.entries import Entries
 from hypermesh_ebpf.bpf.layout import parse_layout
 from hypermesh_ebpf.bpf.libbpf import BPF_ANY, check, libbpf
-from hypermesh_ebpf.bpf.map_reader import MapReader, map_error
+from hypermesh_ebpf.bpf.map_reader import MapReader, RawEntries, map_error
 from hypermesh_ebpf.bpf.map_types import (
     ARRAY,
     HASH,
@@ -23,8 +24,12 @@ from hypermesh_ebpf.bpf.map_types import (
     RINGBUF,
 )
 from hypermesh_ebpf.bpf.spec import MapSpec
+from hypermesh_ebpf.bpf.strided import uncollected
 from hypermesh_ebpf.bpf.types import describe, flatten, is_number, parse_type
 from hypermesh_ebpf.errors import MapError, MissingBtf, describe_errno
+
+if TYPE_CHECKING:
+    from hypermesh_ebpf.bpf.columns import MapColumns
 
 __all__ = [
     "ARRAY",
@@ -53,15 +58,31 @@ class Map:
         self.reader = MapReader(spec, fd)
         self._key = parse_layout(spec.key_desc, spec.key_size)
         self._value = parse_layout(spec.value_desc, spec.value_size)
+        self._copies = self.reader.copies if spec.type in map_types.PER_CPU else 0
 
     def items(self) -> list[tuple[Any, Any]]:
         """All (key, value) pairs, per-CPU values summed.  Raises MapError."""
-        raw = self.reader.read()
-        if self.spec.type in map_types.PER_CPU:
-            values = self._value.decode_sums(raw.values, self.reader.copies)
-        else:
-            values = self._value.decode_all(raw.values)
-        return list(zip(self._key.decode_all(raw.keys), values, strict=True))
+        pairs: list[tuple[Any, Any]] = []
+        with uncollected(self.spec.max_entries):
+            for raw in self.reader.chunks():
+                pairs += self._entries(raw).items()
+        return pairs
+
+    def entries(self) -> Entries:
+        """All entries as they are now, decoded only where they are looked at.  Raises MapError."""
+        return self._entries(self.reader.read())
+
+    def columns(self) -> MapColumns:
+        """All entries as numpy arrays, one for each member.  Raises MapError."""
+        from hypermesh_ebpf.bpf.columns import read_columns
+
+        spec = self.spec
+        key = parse_type(spec.key_desc, spec.key_size)
+        value = parse_type(spec.value_desc, spec.value_size)
+        return read_columns(self.reader, key.description, value.description)
+
+    def _entries(self, raw: RawEntries) -> Entries:
+        return Entries(raw, self._key, self._value, self._copies)
 
     def write(self, key: int, value: bytes) -> None:
         """Set one entry of an array.  Raises MapError; ValueError for a value of the wrong size."""
@@ -107,17 +128,33 @@ class TypedMap:
         self.left_out = 0
         if not self.readable:
             return []
-        raw = self._reader.read(limit)
+        pairs: list[tuple[Any, Any]] = []
+        with uncollected(self.spec.max_entries):
+            for raw in self._reader.chunks(limit):
+                pairs += zip(self.key.decode_all(raw.keys), self._values(raw), strict=True)
         self.left_out = raw.left_out
-        stride, copies = self._reader.stride, self._reader.copies
-        if self.spec.type in map_types.PER_CPU:
-            values = self.value.decode_sums(raw.values, stride, copies)
-        else:
-            values = self.value.decode_all(raw.values, stride)
-        pairs = zip(self.key.decode_all(raw.keys), values, strict=True)
         if self.spec.type == map_types.STACK_TRACE:
             return [(key, list(takewhile(_is_frame, frames))) for key, frames in pairs]
-        return list(pairs)
+        return pairs
+
+    def _values(self, raw: RawEntries) -> Iterator[Any]:
+        stride, copies = self._reader.stride, self._reader.copies
+        if self.spec.type in map_types.PER_CPU:
+            return self.value.decode_sums(raw.values, stride, copies)
+        return self.value.decode_all(raw.values, stride)
+
+    def columns(self) -> MapColumns:
+        """All entries as numpy arrays, one for each member.
+
+        Raises MapError, also where there are no entries to read.
+        """
+        from hypermesh_ebpf.bpf.columns import read_columns
+
+        if not self.readable:
+            what, remedy = f"read map {self.spec.name}", "name another map of the program"
+            raise MapError(what, str(self.reason), remedy)
+        self.left_out = 0
+        return read_columns(self._reader, self.key.description, self.value.description)
 
     def numbers(self, limit: int | None = None) -> dict[str, int | float]:
         """Every number in the values, under a name, for metrics.  Raises MapError.

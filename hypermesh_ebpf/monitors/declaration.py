@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hypermesh_ebpf.metrics.sample import Histogram, Row, Table
+
+if TYPE_CHECKING:
+    from hypermesh_ebpf.bpf.entries import Entries
 
 Options = Mapping[str, Any]
 """The user's choices by option name ("by", "iface", ...), defaults filled in.
@@ -106,7 +109,11 @@ class TableLayout:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a monitor's ``collect`` got from the maps: cumulative numbers, no rates yet."""
+    """What a monitor's ``collect`` got from the maps: cumulative numbers, no rates yet.
+
+    Many ``rows`` are a :class:`~hypermesh_ebpf.metrics.counted.Counted`: only those that are shown
+    are written out.
+    """
 
     totals: Row
     rows: Sequence[Row]
@@ -121,6 +128,10 @@ class MapReader(Protocol):
 
     def items(self) -> Sequence[tuple[Any, Any]]:
         """All (key, value) pairs; values of per-CPU maps come summed; structs as named tuples."""
+        ...
+
+    def entries(self) -> Entries:
+        """The same for large maps: decoded column by column, or only where they are looked at."""
         ...
 
     def write(self, key: int, value: bytes) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from hypermesh_ebpf.metrics.counted import column, pick
 from hypermesh_ebpf.metrics.sample import End, Loss, Row, Sample, Start
 from hypermesh_ebpf.monitors.declaration import Monitor, Options
 from hypermesh_ebpf.output import draw, histograms
@@ -285,19 +286,17 @@ class Frame:
         if not self._counters:
             return rows[:limit]
         counter = self._counters[0]
-        rate = counter + "_per_s"
-
-        def busy(row: Row) -> tuple[Any, Any]:
-            return (row.get(rate) or 0, row.get(counter) or 0)
-
-        if limit >= len(rows):
-            return sorted(rows, key=busy, reverse=True)
-        return heapq.nlargest(limit, rows, key=busy)
+        rates, counts = column(rows, counter + "_per_s"), column(rows, counter)
+        # A row's place decides between equals: the first comes first.
+        places = range(0, -len(rows), -1)
+        busy = zip([r or 0 for r in rates], [c or 0 for c in counts], places, strict=True)
+        chosen = sorted(busy, reverse=True) if limit >= len(rows) else heapq.nlargest(limit, busy)
+        return pick(rows, [-place for _rate, _count, place in chosen])
 
     def _whole(self, sample: Sample, field: str) -> float:
         """What the shares are shares of: the total if it is known and can be, else the sum."""
         total = _number(sample.totals.get(field))
-        return total or sum([_number(row.get(field)) for row in sample.rows]) or 1.0
+        return total or sum(map(_number, column(sample.rows, field))) or 1.0
 
     def loss(self, loss: Loss) -> Line:
         counts = "  ".join(

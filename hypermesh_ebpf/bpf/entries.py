@@ -1,0 +1,73 @@
+"""One reading of a monitor's map: bytes, of which only what is looked at becomes values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hypermesh_ebpf.bpf.layout import Layout
+from hypermesh_ebpf.bpf.map_reader import RawEntries
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """A map's entries as they were read, per-CPU values summed when decoded.
+
+    ``copies`` is the number of values in an entry of a per-CPU map, 0 in others.
+    """
+
+    raw: RawEntries
+    key: Layout
+    value: Layout
+    copies: int
+
+    def __len__(self) -> int:
+        return len(self.raw.keys) // self.key.size
+
+    @property
+    def identities(self) -> Identities:
+        """What tells the entries apart from one reading to the next."""
+        return Identities(bytes(self.raw.keys), self.key.size)
+
+    def keys(self, member: str = "") -> list[Any]:
+        """A member of every key; all of it where it has none.  Raises KeyError."""
+        return self.key.column(member, self.raw.keys)
+
+    def values(self, member: str = "") -> list[Any]:
+        """The same of every value."""
+        return self.value.column(member, self.raw.values, self.copies)
+
+    def items(self) -> Iterator[tuple[Any, Any]]:
+        """All (key, value) pairs; structures as named tuples."""
+        values = self.raw.values
+        if self.copies:
+            decoded = self.value.decode_sums(values, self.copies)
+        else:
+            decoded = self.value.decode_all(values)
+        return zip(self.key.decode_all(self.raw.keys), decoded, strict=True)
+
+    def select(self, places: Sequence[int]) -> Entries:
+        """Some of the entries, told by their places, in this order."""
+        keys, values = self.raw.keys, self.raw.values
+        key_size, size = self.key.size, len(values) // (len(self) or 1)
+        chosen = RawEntries(
+            memoryview(b"".join([keys[at * key_size : (at + 1) * key_size] for at in places])),
+            memoryview(b"".join([values[at * size : (at + 1) * size] for at in places])),
+        )
+        return Entries(chosen, self.key, self.value, self.copies)
+
+
+@dataclass(frozen=True, slots=True)
+class Identities:
+    """Keys as bytes.  Those of two readings of a map that kept its entries are compared at once."""
+
+    raw: bytes
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.raw) // self.size
+
+    def __iter__(self) -> Iterator[bytes]:
+        raw, size = self.raw, self.size
+        return iter([raw[at : at + size] for at in range(0, len(raw), size)])
