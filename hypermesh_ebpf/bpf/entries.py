@@ -47,6 +47,14 @@ class Entries:
             decoded = self.value.decode_all(values)
         return zip(self.key.decode_all(self.raw.keys), decoded, strict=True)
 
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """All entries as plain tuples: what the key consists of, then the value's, arrays spread.
+
+        The fastest way past every number: two thirds of it are the kernel's own time.
+        """
+        columns = self.key.columns(self.raw.keys)
+        return zip(*columns, *self.value.columns(self.raw.values, self.copies), strict=True)
+
     def select(self, places: Sequence[int]) -> Entries:
         """Some of the entries, told by their places, in this order."""
         keys, values = self.raw.keys, self.raw.values

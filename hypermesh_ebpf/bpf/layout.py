@@ -76,24 +76,25 @@ class Layout:
         items = list(_items(self.fields))
         stride = self.size + -self.size % 8
         if len(items) < len(raw) // (stride * copies):  # more rows than items: by item
-            sums = (_add(raw, code, offset, stride, copies) for code, offset in items)
-            return self._build(zip(*sums, strict=True))
+            return self._build(zip(*self.columns(raw, copies), strict=True))
         each = struct.iter_unpack(f"{self._format}{stride - self.size}x", raw)
         characters = [code.endswith("s") for code, _offset in items]
         return self._build(
             [_add_group(group, characters) for group in zip(*[each] * copies, strict=True)]
         )
 
-    def column(self, name: str, raw: bytes | memoryview, copies: int = 0) -> list[Any]:
-        """One member of every value in ``raw``; per-CPU values, ``copies`` of each, added up.
+    def columns(self, raw: bytes | memoryview, copies: int = 0) -> list[list[Any]]:
+        """Each item of every value in ``raw``, one after another; the items of arrays singly.
 
-        Raises KeyError for a member that is none, or an array of numbers.
+        ``copies`` is the number of a per-CPU map's values, which are added up; 0 of other maps.
         """
+        return [_take(raw, code, at, self.size, copies) for code, at in _items(self.fields)]
+
+    def column(self, name: str, raw: bytes | memoryview, copies: int = 0) -> list[Any]:
+        """The same of one member.  Raises KeyError if there is none, or it is an array."""
         found = {f.name: f for f in self.fields if f.is_bytes or not f.count}[name]
         code = f"{found.count}s" if found.is_bytes else found.code
-        if not copies:
-            return take(raw, code, found.offset, self.size)
-        return _add(raw, code, found.offset, self.size + -self.size % 8, copies)
+        return _take(raw, code, found.offset, self.size, copies)
 
 
 def _items(fields: tuple[Field, ...]) -> Iterator[tuple[str, int]]:
@@ -107,8 +108,11 @@ def _items(fields: tuple[Field, ...]) -> Iterator[tuple[str, int]]:
                 yield f.code, f.offset + index * width
 
 
-def _add(raw: bytes | memoryview, code: str, offset: int, stride: int, copies: int) -> list[Any]:
-    """One item of all per-CPU values; the first CPU's where it is bytes."""
+def _take(raw: bytes | memoryview, code: str, offset: int, size: int, copies: int) -> list[Any]:
+    """One item of all values of ``size`` bytes; per-CPU values' first where it is bytes."""
+    if not copies:
+        return take(raw, code, offset, size)
+    stride = size + -size % 8
     if code.endswith("s"):
         return take(raw, code, offset, stride * copies)
     return take_sums(raw, code, offset, stride, copies)

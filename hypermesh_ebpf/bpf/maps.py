@@ -6,7 +6,7 @@ import ctypes as ct
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Any
 
 from hypermesh_ebpf.bpf import map_types
@@ -67,6 +67,13 @@ class Map:
             for raw in self.reader.chunks():
                 pairs += self._entries(raw).items()
         return pairs
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """All entries as plain tuples (see Entries.rows), read as they are asked for.
+
+        Raises MapError, at any of them.
+        """
+        return chain.from_iterable(self._entries(raw).rows() for raw in self.reader.chunks())
 
     def entries(self) -> Entries:
         """All entries as they are now, decoded only where they are looked at.  Raises MapError."""
