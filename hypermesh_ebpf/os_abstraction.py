@@ -275,7 +275,7 @@ class EbpfAbstraction:
                 raise UsageError(
                     f"read map {name!r} of {loaded.programs.name}",
                     "it has no map of that name",
-                    f"its maps: {', '.join(maps) or 'none'}",
+                    f"its maps: {', '.join(sorted(maps)) or 'none'}",
                 )
             return TypedMap(*maps[name]).columns()
 
