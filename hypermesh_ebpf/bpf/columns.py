@@ -1,8 +1,8 @@
 """A map as numpy arrays: one for each member of its keys and of its values.
 
-The only place that imports numpy, and only where somebody asks for columns.  Arrays of a map that
-is not per CPU are views of the memory that the kernel wrote to; a per-CPU map is added up
-part by part, so that no more of it than the sums is held.
+numpy is imported when somebody asks for columns.  Arrays of a map that is not per CPU are views of
+the memory that the kernel wrote to; a per-CPU map is added up part by part, so that no more of it
+than the sums is held.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
-"""One reading of a monitor's map: bytes, of which only what is looked at becomes values."""
+"""One reading of a map: bytes, of which only what is looked at becomes values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hypermesh_ebpf.bpf.layout import Layout
 from hypermesh_ebpf.bpf.map_reader import RawEntries
+from hypermesh_ebpf.bpf.strided import take_sums
+from hypermesh_ebpf.bpf.types import Type
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +59,65 @@ class Entries:
 
     def select(self, places: Sequence[int]) -> Entries:
         """Some of the entries, told by their places, in this order."""
-        keys, values = self.raw.keys, self.raw.values
-        key_size, size = self.key.size, len(values) // (len(self) or 1)
-        chosen = RawEntries(
-            memoryview(b"".join([keys[at * key_size : (at + 1) * key_size] for at in places])),
-            memoryview(b"".join([values[at * size : (at + 1) * size] for at in places])),
-        )
-        return Entries(chosen, self.key, self.value, self.copies)
+        return replace(self, raw=_select(self.raw, self.key.size, places))
+
+
+@dataclass(frozen=True, slots=True)
+class TypedEntries:
+    """The same of any map, by its types.
+
+    ``copies`` is the number of values in an entry of a per-CPU map, 0 in others; they are
+    ``stride`` bytes apart.
+    """
+
+    raw: RawEntries
+    key: Type
+    value: Type
+    stride: int
+    copies: int
+
+    def __len__(self) -> int:
+        return len(self.raw.keys) // self.key.size
+
+    @property
+    def identities(self) -> Identities:
+        """What tells the entries apart from one reading to the next."""
+        return Identities(bytes(self.raw.keys), self.key.size)
+
+    def values(self, member: str = "") -> list[int]:
+        """An integer of 1, 2, 4 or 8 bytes of every value: a member, or all of it."""
+        code, offset = self.value.find_integer(member)
+        return take_sums(self.raw.values, code, offset, self.stride, self.copies or 1)
+
+    def items(self) -> Iterator[tuple[Any, Any]]:
+        """All (key, value) pairs, per-CPU values added up where they can be."""
+        if self.copies:
+            values = self.value.decode_sums(self.raw.values, self.stride, self.copies)
+        else:
+            values = self.value.decode_all(self.raw.values, self.stride)
+        return zip(self.key.decode_all(self.raw.keys), values, strict=True)
+
+    def places_of_set(self) -> list[int]:
+        """Where any byte of the value is not zero."""
+        raw, size = bytes(self.raw.values), self.stride * (self.copies or 1)
+        zero = bytes(size)
+        return [at // size for at in range(0, len(raw), size) if raw[at : at + size] != zero]
+
+    def select(self, places: Sequence[int]) -> TypedEntries:
+        """Some of the entries, told by their places, in this order."""
+        return replace(self, raw=_select(self.raw, self.key.size, places))
+
+
+def _select(raw: RawEntries, key_size: int, places: Sequence[int]) -> RawEntries:
+    keys, values = raw.keys, raw.values
+    count = len(keys) // key_size
+    if places == range(count):
+        return raw
+    size = len(values) // (count or 1)
+    return RawEntries(
+        memoryview(b"".join([keys[at * key_size : (at + 1) * key_size] for at in places])),
+        memoryview(b"".join([values[at * size : (at + 1) * size] for at in places])),
+    )
 
 
 @dataclass(frozen=True, slots=True)

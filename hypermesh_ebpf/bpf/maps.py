@@ -10,7 +10,7 @@ from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Any
 
 from hypermesh_ebpf.bpf import map_types
-from hypermesh_ebpf.bpf.entries import Entries
+from hypermesh_ebpf.bpf.entries import Entries, TypedEntries
 from hypermesh_ebpf.bpf.layout import parse_layout
 from hypermesh_ebpf.bpf.libbpf import BPF_ANY, check, libbpf
 from hypermesh_ebpf.bpf.map_reader import MapReader, RawEntries, map_error
@@ -41,6 +41,7 @@ __all__ = [
     "RINGBUF",
     "Map",
     "TypedMap",
+    "cut_trace",
     "name_key",
     "read_map_spec",
     "read_numbers",
@@ -138,17 +139,24 @@ class TypedMap:
         pairs: list[tuple[Any, Any]] = []
         with uncollected(self.spec.max_entries):
             for raw in self._reader.chunks(limit):
-                pairs += zip(self.key.decode_all(raw.keys), self._values(raw), strict=True)
+                pairs += self._entries(raw).items()
         self.left_out = raw.left_out
         if self.spec.type == map_types.STACK_TRACE:
-            return [(key, list(takewhile(_is_frame, frames))) for key, frames in pairs]
+            return [(key, cut_trace(frames)) for key, frames in pairs]
         return pairs
 
-    def _values(self, raw: RawEntries) -> Iterator[Any]:
-        stride, copies = self._reader.stride, self._reader.copies
-        if self.spec.type in map_types.PER_CPU:
-            return self.value.decode_sums(raw.values, stride, copies)
-        return self.value.decode_all(raw.values, stride)
+    def read(self, limit: int | None = None) -> TypedEntries:
+        """The same, decoded only where it is looked at; not for maps that are not ``readable``.
+
+        Stack traces come with the zeros behind them: see :func:`cut_trace`.
+        """
+        raw = self._reader.read(limit)
+        self.left_out = raw.left_out
+        return self._entries(raw)
+
+    def _entries(self, raw: RawEntries) -> TypedEntries:
+        copies = self._reader.copies if self.spec.type in map_types.PER_CPU else 0
+        return TypedEntries(raw, self.key, self.value, self._reader.stride, copies)
 
     def columns(self) -> MapColumns:
         """All entries as numpy arrays, one for each member.
@@ -183,6 +191,11 @@ class TypedMap:
                 found |= flatten(self.spec.name, value, arrays=True)
         numbers = {name: int(leaf) if leaf is True else leaf for name, leaf in found.items()}
         return {name: leaf for name, leaf in numbers.items() if is_number(leaf)}
+
+
+def cut_trace(frames: Iterable[Any]) -> list[Any]:
+    """A stack trace up to its last address."""
+    return list(takewhile(_is_frame, frames))
 
 
 def _is_frame(frame: Any) -> bool:

@@ -153,6 +153,18 @@ class Type:
             return iter(())
         return struct.iter_unpack(f"={self.layout}{gap}x", raw)
 
+    def find_integer(self, member: str) -> tuple[str, int]:
+        """(struct-module code, byte offset) of an integer: the member, or ("") the type itself.
+
+        Raises KeyError for what is no integer of 1, 2, 4 or 8 bytes.
+        """
+        description, offset = self.description, 0
+        if member:
+            found = {each["name"]: each for each in description["members"]}[member]
+            description, offset = found["type"], found["offset"] // 8
+        code = _INTEGERS[description["size"]]
+        return code.lower() if description["signed"] else code, offset
+
     @property
     def members(self) -> tuple[str, ...]:
         """The names of a structure's or union's members; empty for everything else."""

@@ -6,8 +6,10 @@ lists.  To whoever reads all of them they are rows like any others.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Protocol, overload
 
 from hypermesh_ebpf.metrics.sample import Row, Value
@@ -29,14 +31,15 @@ class Counted(Sequence[Row]):
     """A reading's rows: a column of numbers for each counter, ``write`` for all their fields.
 
     ``counters`` are what rates are made of.  ``write`` makes rows as they are shown, new ones each
-    time, of what was read then.  ``rates`` make the column of a field, for some of the rows; they
-    are added to what ``write`` made.
+    time, of what was read then.  ``rates`` make the column of a field, for some of the rows;
+    ``add_rates`` puts a row's into what ``write`` made.
     """
 
     identities: Identities
     counters: Mapping[str, Sequence[Any]]
     write: Callable[[Places], list[dict[str, Value]]]
     rates: Mapping[str, Callable[[Places], list[Value]]] = field(default_factory=dict)
+    add_rates: Callable[[dict[str, Any], dict[str, Value]], None] = dict.update
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -61,9 +64,10 @@ class Counted(Sequence[Row]):
     def pick(self, places: Places) -> list[Row]:
         """Some of the rows, in this order."""
         rows: list[Any] = self.write(places)
-        for name, column in self.rates.items():
-            for row, value in zip(rows, column(places), strict=True):
-                row[name] = value
+        if self.rates:
+            rates = zip(*[column(places) for column in self.rates.values()], strict=True)
+            for row, values in zip(rows, rates, strict=True):
+                self.add_rates(row, dict(zip(self.rates, values, strict=True)))
         return rows
 
     def column(self, name: str) -> Sequence[Any]:
@@ -83,6 +87,18 @@ def pick(rows: Sequence[Row], places: Places) -> list[Row]:
 def column(rows: Sequence[Row], name: str) -> Sequence[Any]:
     """One field of any rows; None where a row does not have it."""
     return rows.column(name) if isinstance(rows, Counted) else [row.get(name) for row in rows]
+
+
+def busiest(rows: Sequence[Row], counter: str, limit: int) -> list[int]:
+    """Where the rows are that counted most: by the counter's rate, then by its count.
+
+    The first comes first of equals.
+    """
+    rates, counts = column(rows, counter + "_per_s"), column(rows, counter)
+    places = range(0, -len(rows), -1)
+    busy = zip([r or 0 for r in rates], [c or 0 for c in counts], places, strict=True)
+    chosen = sorted(busy, reverse=True) if limit >= len(rows) else heapq.nlargest(limit, busy)
+    return [-place for _rate, _count, place in chosen]
 
 
 def join(parts: Mapping[str, Counted], field: str) -> Counted:
@@ -107,5 +123,25 @@ def join(parts: Mapping[str, Counted], field: str) -> Counted:
     return Counted(identities, counters, write)
 
 
+@dataclass(frozen=True, slots=True)
+class Chained(Sequence[Row]):
+    """The rows of several tables, one table after another."""
+
+    parts: tuple[Sequence[Row], ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    @overload
+    def __getitem__(self, place: int) -> Row: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Row]: ...
+    def __getitem__(self, place: int | slice) -> Row | list[Row]:
+        return list(self)[place]
+
+    def __iter__(self) -> Iterator[Row]:
+        return chain.from_iterable(self.parts)
+
+
 def _chain(columns: Iterable[Sequence[Any]]) -> list[Any]:
-    return [value for column in columns for value in column]
+    return list(chain.from_iterable(columns))

@@ -95,8 +95,9 @@ class TableLayout:
     """How the content of one map is drawn.
 
     ``kind`` is what the map is, in a word; ``key`` are the fields that name a row.  ``flatten``
-    makes the columns' fields of a row of a :class:`~hypermesh_ebpf.metrics.sample.Table`, ``busy``
-    (rate, count), by which rows are sorted, the busiest first; None leaves them in the map's order.
+    makes the columns' fields of a row of a :class:`~hypermesh_ebpf.metrics.sample.Table`.  ``busy``
+    is the counter by whose rate, then count, rows are sorted, the busiest first, where they are
+    Counted; None leaves them in the map's order.
     """
 
     name: str
@@ -104,7 +105,7 @@ class TableLayout:
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     flatten: Callable[[Row], Row]
-    busy: Callable[[Row], tuple[float, float]] | None = None
+    busy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,9 +200,8 @@ class _Collector:
         }
 
         def write(places: Places) -> list[dict[str, Value]]:
-            chosen = entries if len(places) == len(entries) else entries.select(places)
-            errnos = _errnos(failures)
-            return [self._process_row(each, counter, errnos) for each, counter in chosen.items()]
+            chosen, errnos = entries.select(places).items(), _errnos(failures)
+            return [self._process_row(each, counter, errnos) for each, counter in chosen]
 
         return Counted(entries.identities, counters, write)
 

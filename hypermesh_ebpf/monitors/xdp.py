@@ -161,8 +161,8 @@ def _count(entries: Entries, label: Callable[[Any], dict[str, Value]]) -> Counte
     counters = {name: entries.values(name) for name in ("packets", "bytes")}
 
     def write(places: Places) -> list[dict[str, Value]]:
-        chosen = entries if len(places) == len(entries) else entries.select(places)
-        return [{**label(key), **value._asdict()} for key, value in chosen.items()]
+        chosen = entries.select(places).items()
+        return [{**label(key), **value._asdict()} for key, value in chosen]
 
     return Counted(entries.identities, counters, write)
 

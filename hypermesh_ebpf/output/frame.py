@@ -5,13 +5,12 @@ The same lines go to a terminal, cut to its size, and into a pipe, whole and wit
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from hypermesh_ebpf.metrics.counted import column, pick
+from hypermesh_ebpf.metrics.counted import busiest, column, pick
 from hypermesh_ebpf.metrics.sample import End, Loss, Row, Sample, Start
 from hypermesh_ebpf.monitors.declaration import Monitor, Options
 from hypermesh_ebpf.output import draw, histograms
@@ -285,13 +284,7 @@ class Frame:
     def _busiest(self, rows: Sequence[Row], limit: int) -> Sequence[Row]:
         if not self._counters:
             return rows[:limit]
-        counter = self._counters[0]
-        rates, counts = column(rows, counter + "_per_s"), column(rows, counter)
-        # A row's place decides between equals: the first comes first.
-        places = range(0, -len(rows), -1)
-        busy = zip([r or 0 for r in rates], [c or 0 for c in counts], places, strict=True)
-        chosen = sorted(busy, reverse=True) if limit >= len(rows) else heapq.nlargest(limit, busy)
-        return pick(rows, [-place for _rate, _count, place in chosen])
+        return pick(rows, busiest(rows, self._counters[0], limit))
 
     def _whole(self, sample: Sample, field: str) -> float:
         """What the shares are shares of: the total if it is known and can be, else the sum."""

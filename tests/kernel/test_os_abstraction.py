@@ -555,7 +555,7 @@ def test_columns_of_a_map(os_: EbpfAbstraction) -> None:
     assert found.values["value"].dtype == np.dtype("u8")
     with pytest.raises(UsageError, match=r"read map 'nothing' of .*no map of that name") as caught:
         os_.read_ebpf_columns(handle, "nothing")
-    assert "execs, events" in str(caught.value.remedy)
+    assert "events, execs" in str(caught.value.remedy)
     with pytest.raises(MapError, match="read map events: it holds events, not entries"):
         os_.read_ebpf_columns(handle, "events")
     os_.unload_ebpf_program(handle)
