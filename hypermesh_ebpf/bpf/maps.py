@@ -181,8 +181,15 @@ class TypedMap:
         if self.refers_to or self.spec.flags & map_types.RDONLY_PROG:
             self.left_out = 0
             return {}
+        entries = self.entries(limit)
+        if not self.single and self.value.is_numbers:  # most maps, and all the large ones
+            named = [(f"{self.spec.name}.{name_key(key)}", value) for key, value in entries]
+            members = self.value.plain
+            if not members:
+                return dict(named)
+            return {f"{name}.{m}": value[m] for name, value in named for m in members}
         found: dict[str, Any] = {}
-        for key, value in self.entries(limit):
+        for key, value in entries:
             if not self.single:
                 found |= flatten(f"{self.spec.name}.{name_key(key)}", value, arrays=True)
             elif isinstance(value, dict):

@@ -166,6 +166,11 @@ class Type:
         return code.lower() if description["signed"] else code, offset
 
     @property
+    def is_numbers(self) -> bool:
+        """True for a number, and for a structure of nothing but numbers."""
+        return (bool(self.plain) or self.build is next) and set(self.columns) == {"+"}
+
+    @property
     def members(self) -> tuple[str, ...]:
         """The names of a structure's or union's members; empty for everything else."""
         return tuple(member["name"] for member in self.description.get("members", ()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
@@ -96,9 +96,17 @@ class _Before:
     rows: Counted
     base: Counted | None
     _places: list[int | None] | None = None
+    _columns: dict[str, list[Value]] = field(default_factory=dict)
 
     def rates(self, counter: str, places: Places, span: float) -> list[Value]:
-        """The rates of some rows by one counter."""
+        """The rates of some rows by one counter; those of all are kept."""
+        if places != range(len(self.rows)):
+            return self._make(counter, places, span)
+        if counter not in self._columns:
+            self._columns[counter] = self._make(counter, places, span)
+        return self._columns[counter]
+
+    def _make(self, counter: str, places: Places, span: float) -> list[Value]:
         now = self.rows.counters.get(counter)
         if now is None or not span:
             return [None] * len(places)
