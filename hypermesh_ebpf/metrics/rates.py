@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
-from hypermesh_ebpf.metrics.counted import Counted, Places
+from hypermesh_ebpf.metrics.counted import Counted, Identities, Places
 from hypermesh_ebpf.metrics.sample import Row, Value
 
 SHORT_S = 0.05
@@ -76,8 +76,8 @@ class Rates:
         return new_totals, new_rows
 
     def _apply_counted(self, rows: Counted, counters: Sequence[str]) -> Counted:
-        self._rows = rows
-        before = _Before(rows, self._base_rows if isinstance(self._base_rows, Counted) else None)
+        now = self._rows = _Counts(rows.identities, rows.counters)
+        before = _Before(now, self._base_rows if isinstance(self._base_rows, _Counts) else None)
         span = self._span
 
         def rate_of(counter: str) -> Callable[[Places], list[Value]]:
@@ -86,21 +86,29 @@ class Rates:
         return replace(rows, rates={name + "_per_s": rate_of(name) for name in counters})
 
 
-_Readings = dict[Any, Rated] | Counted
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """What rates need of a Counted: not the bytes that its rows are written from."""
+
+    identities: Identities
+    counters: Mapping[str, Sequence[Any]]
+
+
+_Readings = dict[Any, Rated] | _Counts
 
 
 @dataclass(slots=True)
 class _Before:
     """The rows of one reading beside those of the one before it, where there was one."""
 
-    rows: Counted
-    base: Counted | None
+    rows: _Counts
+    base: _Counts | None
     _places: list[int | None] | None = None
     _columns: dict[str, list[Value]] = field(default_factory=dict)
 
     def rates(self, counter: str, places: Places, span: float) -> list[Value]:
         """The rates of some rows by one counter; those of all are kept."""
-        if places != range(len(self.rows)):
+        if places != range(len(self.rows.identities)):
             return self._make(counter, places, span)
         if counter not in self._columns:
             self._columns[counter] = self._make(counter, places, span)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -21,9 +22,11 @@ from hypermesh_ebpf.bpf.maps import Map, TypedMap
 from hypermesh_ebpf.bpf.programs import create_map
 from hypermesh_ebpf.bpf.spec import MapSpec
 from hypermesh_ebpf.errors import MapError
+from hypermesh_ebpf.program_view import make_view
 
 pytest.importorskip("numpy")
 
+PAIR = ["pair", [["packets", "unsigned long long"], ["bytes", "unsigned long long"]], "struct"]
 U32, U64 = "unsigned int", "unsigned long long"
 KEY = ["key", [["pid", U32], ["comm", "char", [8]]], "struct_packed"]
 VALUE = ["v", [["calls", U64], ["errors", U32], ["slots", U32, [3]]], "struct_packed"]
@@ -176,6 +179,44 @@ def test_map_without_entries_to_read_is_an_error() -> None:
     queue = MapSpec("hm_queue", map_types.QUEUE, 0, 4, 4, 0, None, U32)
     with made(queue) as fd, pytest.raises(MapError, match=r"read map hm_queue: reading an element"):
         TypedMap(queue, fd).columns()
+
+
+def set_(fd: int, index: int, value: bytes) -> None:
+    check(libbpf().bpf_map_update_elem(fd, struct.pack("=I", index), value, 0))
+
+
+def test_tables_show_what_is_set_in_an_array_with_rates() -> None:
+    """Through a refresh and another: rows come, count and go back to nothing."""
+    wanted = MapSpec("hm_array", map_types.ARRAY, 4, 16, 1000, 0, U32, PAIR)
+    with made(wanted) as fd:
+        set_(fd, 7, struct.pack("=QQ", 5, 50))
+        _monitor, collector = make_view([(wanted, fd)], "prog.c")
+        set_(fd, 7, struct.pack("=QQ", 8, 50))
+        set_(fd, 999, struct.pack("=QQ", 0, 3))
+        (table,) = collector.collect().tables
+        assert table.zeros == 998
+        assert [(row["key"], row["value"]) for row in table.rows] == [
+            (7, {"packets": 8, "bytes": 50}),
+            (999, {"packets": 0, "bytes": 3}),
+        ]
+        assert set(table.rows[0]) == {"map", "key", "value", "value_per_s"}
+        first, second = (cast(Any, row["value_per_s"]) for row in table.rows)
+        assert first["packets"] > 0
+        assert first["bytes"] == 0
+        assert second["bytes"] > 0
+        set_(fd, 7, bytes(16))
+        reading = collector.collect()
+        assert reading.tables[0].zeros == 999
+        assert [row["key"] for row in reading.rows] == [999]
+
+
+def test_an_enum_whose_zero_has_a_name_is_set() -> None:
+    color = {"kind": "enum", "name": "c", "size": 4, "signed": False, "values": {"RED": 0}}
+    wanted = MapSpec("hm_array", map_types.ARRAY, 4, 4, 3, 0, None, color)
+    with made(wanted) as fd:
+        set_(fd, 1, struct.pack("=I", 6))
+        _monitor, collector = make_view([(wanted, fd)], "prog.c")
+        assert [row["value"] for row in collector.collect().rows] == ["RED", 6, "RED"]
 
 
 _MEMORY = """
