@@ -94,7 +94,7 @@ class MapReader:
         a mapping grows without being copied.
         """
         lookup, key_size = libbpf().bpf_map_lookup_batch, self.spec.key_size
-        entry = self.stride * self.copies
+        entry, full = self.stride * self.copies, self.spec.type in map_types.FULL
         token, position = ct.create_string_buffer(max(key_size, 8)), None
         room = min(self.spec.max_entries, _CHUNK, max(_CHUNK_BYTES // (key_size + entry), 1))
         if limit is not None:
@@ -114,7 +114,7 @@ class MapReader:
                 raise OSError(number, "bpf_map_lookup_batch")
             read, at = read + count.value, at + count.value
             position = token
-            complete = number == errno.ENOENT
+            complete = number == errno.ENOENT or (full and read >= self.spec.max_entries)
             over = 0 if limit is None else read - limit
             if complete or over > 0:
                 yield self._cut(keys, values, at, over, read, complete)
