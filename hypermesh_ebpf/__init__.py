@@ -12,6 +12,7 @@ from __future__ import annotations
 TYPE_CHECKING = False  # type checkers take it for true; typing itself would cost 5 ms
 if TYPE_CHECKING:
     from hypermesh_ebpf.attach_type import EbpfAttachType as EbpfAttachType
+    from hypermesh_ebpf.bpf.columns import MapColumns as MapColumns
     from hypermesh_ebpf.errors import AlreadyAttached as AlreadyAttached
     from hypermesh_ebpf.errors import AttachError as AttachError
     from hypermesh_ebpf.errors import CompileError as CompileError
@@ -65,6 +66,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "hypermesh_ebpf.attach_type": ("EbpfAttachType",),
+    "hypermesh_ebpf.bpf.columns": ("MapColumns",),
     "hypermesh_ebpf.errors": (
         "AlreadyAttached",
         "AttachError",

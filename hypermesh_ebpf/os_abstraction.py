@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hypermesh_ebpf import log
 from hypermesh_ebpf.attach_type import EbpfAttachType
@@ -35,6 +35,9 @@ from hypermesh_ebpf.errors import HmebpfError, InvalidHandle, NotAttached, Unsup
 from hypermesh_ebpf.loader import Loader
 from hypermesh_ebpf.program_set import Attached, Program, ProgramSet, Source
 from hypermesh_ebpf.worker import Report
+
+if TYPE_CHECKING:
+    from hypermesh_ebpf.bpf.columns import MapColumns
 
 HISTORY = 300
 """How many readings each program keeps."""
@@ -258,6 +261,24 @@ class EbpfAbstraction:
             )
             loaded.history.append(metrics)
             return metrics
+
+    def read_ebpf_columns(self, handle: EbpfHandle, name: str) -> MapColumns:
+        """All entries of one of the handle's maps, now, as numpy arrays.
+
+        Raises InvalidHandle; UsageError where the handle has no map of that name; MapError, also
+        for a map that has no entries to read: a ring buffer, a queue.
+        """
+        from hypermesh_ebpf.bpf.maps import TypedMap
+
+        with self._using(handle, "read") as loaded:
+            maps = {spec.name: (spec, fd) for spec, fd in loaded.programs.maps}
+            if name not in maps:
+                raise UsageError(
+                    f"read map {name!r} of {loaded.programs.name}",
+                    "it has no map of that name",
+                    f"its maps: {', '.join(sorted(maps)) or 'none'}",
+                )
+            return TypedMap(*maps[name]).columns()
 
     def last_ebpf_metrics(self, handle: EbpfHandle) -> EbpfMetrics | None:
         """The last reading, without another one; None before the first.  Raises InvalidHandle."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from hypermesh_ebpf.bpf import map_types
-from hypermesh_ebpf.bpf.maps import TypedMap
+from hypermesh_ebpf.bpf.entries import TypedEntries
+from hypermesh_ebpf.bpf.maps import TypedMap, cut_trace
 from hypermesh_ebpf.bpf.names import MAP_TYPES, name_type
 from hypermesh_ebpf.bpf.spec import PERF_COUNTERS
 from hypermesh_ebpf.bpf.types import Type, flatten
 from hypermesh_ebpf.errors import MapError
+from hypermesh_ebpf.metrics.counted import Counted, Places
 from hypermesh_ebpf.metrics.rates import Rates
 from hypermesh_ebpf.metrics.sample import Histogram, Row, Table
 from hypermesh_ebpf.monitors.declaration import Column, TableLayout
@@ -44,6 +46,7 @@ class ShownMap:
         self._counters = _counters(typed) if self._slots is None else ()
         self.layout = make_layout(typed, self._counters, self.has_more)
         self._full = spec.type in map_types.FULL and spec.max_entries > 1
+        self._zero_is_set = _is_set(_example(typed.value))  # an enum has names for it
         self._symbols: Callable[[Any], Any] | None = None
         if spec.type == map_types.STACK_TRACE:
             from hypermesh_ebpf.host.kallsyms import name_frames
@@ -62,44 +65,53 @@ class ShownMap:
             counters = typed.spec.value_desc == PERF_COUNTERS
             return Table(name, reason=_COUNTERS_REASON if counters else typed.reason)
         try:
-            entries = typed.entries(MOST_ENTRIES)
+            entries = typed.read(MOST_ENTRIES)
         except MapError as error:
             return Table(name, reason=error.cause)
-        zeros = 0
+        left_out, zeros = typed.left_out, 0
         if self._full:
-            kept = [(key, value) for key, value in entries if _is_set(value)]
-            zeros, entries = len(entries) - len(kept), kept
-        if self._symbols is not None:
-            entries = [(key, self._symbols(frames)) for key, frames in entries]
-        rows: list[Row] = [{"map": name, "key": key, "value": value} for key, value in entries]
-        if self._counters:
-            self._add_rates(rows, elapsed)
-        return Table(name, rows, typed.left_out, zeros)
+            kept = self._places_of_set(entries)
+            zeros, entries = len(entries) - len(kept), entries.select(kept)
+        rows: Sequence[Row] = self._count(entries, elapsed)
+        if self._slots is not None:  # drawn as histograms, all of them
+            rows = list(rows)
+        return Table(name, rows, left_out, zeros)
 
-    def _add_rates(self, rows: list[Any], elapsed: float) -> None:
-        """Give each row its ``value_per_s``: a number, or one for each member that counts."""
-        scalar = self._counters == ("",)
-        counted: list[dict[str, Any]]
-        if scalar:
-            counted = [{"#": _identity(row["key"]), "": row["value"]} for row in rows]
+    def _places_of_set(self, entries: TypedEntries) -> list[int]:
+        """Which entries of an array have something in them."""
+        # Most of an array is often nothing, which need not be decoded.
+        places = range(len(entries)) if self._zero_is_set else entries.places_of_set()
+        values = [value for _key, value in entries.select(places).items()]
+        return [place for place, value in zip(places, values, strict=True) if _is_set(value)]
+
+    def _count(self, entries: TypedEntries, elapsed: float) -> Counted:
+        """The entries as rows, with rates if there is something that is counted."""
+        name, symbols = self._typed.spec.name, self._symbols
+
+        def write(places: Places) -> list[dict[str, Any]]:
+            pairs = entries.select(places).items()
+            if symbols is not None:
+                pairs = ((key, symbols(cut_trace(frames))) for key, frames in pairs)
+            return [{"map": name, "key": key, "value": value} for key, value in pairs]
+
+        columns = {counter: entries.values(counter) for counter in self._counters}
+        rows = Counted(entries.identities, columns, write, add_rates=self._add_rates)
+        if not self._counters:
+            return rows
+        _totals, rated = self._rates.apply({}, rows, (), self._counters, elapsed)
+        return cast(Counted, rated)
+
+    def _add_rates(self, row: dict[str, Any], rates: dict[str, Any]) -> None:
+        """Give a row its ``value_per_s``: a number, or one for each member that counts."""
+        if self._counters == ("",):
+            row["value_per_s"] = rates["_per_s"]
         else:
-            counted = [{**row["value"], "#": _identity(row["key"])} for row in rows]
-        _totals, rated = self._rates.apply({}, counted, ("#",), self._counters, elapsed)
-        for row, rates in zip(rows, rated, strict=True):
-            if scalar:
-                row["value_per_s"] = rates["_per_s"]
-            else:
-                row["value_per_s"] = {name: rates[name + "_per_s"] for name in self._counters}
+            row["value_per_s"] = {name: rates[name + "_per_s"] for name in self._counters}
 
     def histograms(self, rows: Sequence[Row]) -> Iterator[Histogram]:
         """What is to be drawn as histograms."""
         if self._slots is not None:
             yield from self._slots.draw(self._typed.spec.name, rows)
-
-
-def _identity(key: Any) -> Any:
-    """Something hashable that tells keys apart."""
-    return repr(key) if isinstance(key, (dict, list)) else key
 
 
 def _is_set(value: Any) -> bool:
@@ -132,7 +144,7 @@ def make_layout(typed: TypedMap, counters: tuple[str, ...], slots: bool) -> Tabl
             rate = "byte_rate" if kind == "bytes" else "rate"
             share = rated[field] == counters[0]
             columns.append(Column(field + "_per_s", headings[field] + "/s", rate, share))
-    busy = _busy(counters[0]) if counters and not typed.single else None
+    busy = counters[0] if counters and not typed.single else None
     kind = name_type(MAP_TYPES, spec.type).replace("_", " ")
     return TableLayout(spec.name, kind, tuple(columns), tuple(keys), _flatten_row, busy)
 
@@ -157,13 +169,6 @@ def _flatten_row(row: Any) -> Row:
     elif "value_per_s" in row:
         flat["value_per_s"] = rates
     return flat
-
-
-def _busy(counter: str) -> Callable[[Any], tuple[float, float]]:
-    """(rate, count) of a row by one of its counters."""
-    if not counter:
-        return lambda row: (row["value_per_s"] or 0, row["value"])
-    return lambda row: (row["value_per_s"][counter] or 0, row["value"][counter])
 
 
 def column_kind(field: str) -> str:

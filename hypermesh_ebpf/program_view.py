@@ -18,6 +18,7 @@ from hypermesh_ebpf.bpf.perf_buffer import PerfBuffer
 from hypermesh_ebpf.bpf.ring import RingBuffer
 from hypermesh_ebpf.bpf.spec import PERF_COUNTERS, MapSpec
 from hypermesh_ebpf.bpf.types import flatten, parse_type
+from hypermesh_ebpf.metrics.counted import Chained
 from hypermesh_ebpf.metrics.sample import Event, Histogram, Row, Table
 from hypermesh_ebpf.monitors.declaration import Column, Monitor, Reading
 from hypermesh_ebpf.program_tables import ShownMap, column_kind
@@ -102,12 +103,12 @@ class ProgramCollector:
         """What is in the maps now, with rates since the last call."""
         now = time.monotonic()
         elapsed, self._read_at = now - self._read_at, now
-        rows: list[Row] = []
+        rows: list[Sequence[Row]] = []
         tables: list[Table] = []
         histograms: list[Histogram] = []
         for shown in self.maps:
             table = shown.read(elapsed)
-            rows += table.rows
+            rows.append(table.rows)
             drawn = list(shown.histograms(table.rows))
             histograms += drawn
             if not drawn or shown.has_more:
@@ -115,7 +116,7 @@ class ProgramCollector:
         perf = [ring.lost for ring in self.rings]
         return Reading(
             totals={},
-            rows=rows,
+            rows=Chained(tuple(rows)),
             histograms=tuple(histograms),
             map_full=None,
             events_lost=None if None in perf else sum(each or 0 for each in perf),

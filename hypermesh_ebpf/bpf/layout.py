@@ -14,7 +14,11 @@ import struct
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
+from operator import itemgetter
 from typing import Any
+
+from hypermesh_ebpf.bpf.strided import take, take_sums
 
 _SCALARS = {
     "_Bool": "?",
@@ -54,7 +58,7 @@ class Layout:
     size: int
     fields: tuple[Field, ...]
     _format: str = field(init=False)
-    _build: Callable[[Sequence[Any]], Any] = field(init=False)
+    _build: Callable[[Iterable[Sequence[Any]]], Iterator[Any]] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_format", _format(self.fields, self.size))
@@ -62,29 +66,64 @@ class Layout:
 
     def decode_all(self, raw: bytes | memoryview) -> Iterator[Any]:
         """Every value in ``raw``, one after another without gaps."""
-        return map(self._build, struct.iter_unpack(self._format, raw))
+        return self._build(struct.iter_unpack(self._format, raw))
 
     def decode_sums(self, raw: bytes | memoryview, copies: int) -> Iterator[Any]:
         """Per-CPU values: ``copies`` of each, 8-byte aligned, added member by member.
 
         Bytes cannot be added: the first CPU's are taken.
         """
-        padding = -self.size % 8
-        each = struct.iter_unpack(self._format + f"{padding}x" * bool(padding), raw)
-        characters = [f.is_bytes for f in _flat(self.fields)]
-        for group in zip(*[each] * copies, strict=True):
-            columns = zip(zip(*group, strict=True), characters, strict=True)
-            yield self._build([_add(column, text) for column, text in columns])
+        items = list(_items(self.fields))
+        stride = self.size + -self.size % 8
+        if len(items) < len(raw) // (stride * copies):  # more rows than items: by item
+            return self._build(zip(*self.columns(raw, copies), strict=True))
+        each = struct.iter_unpack(f"{self._format}{stride - self.size}x", raw)
+        characters = [code.endswith("s") for code, _offset in items]
+        return self._build(
+            [_add_group(group, characters) for group in zip(*[each] * copies, strict=True)]
+        )
+
+    def columns(self, raw: bytes | memoryview, copies: int = 0) -> list[list[Any]]:
+        """Each item of every value in ``raw``, one after another; the items of arrays singly.
+
+        ``copies`` is the number of a per-CPU map's values, which are added up; 0 of other maps.
+        """
+        return [_take(raw, code, at, self.size, copies) for code, at in _items(self.fields)]
+
+    def column(self, name: str, raw: bytes | memoryview, copies: int = 0) -> list[Any]:
+        """The same of one member.  Raises KeyError if there is none, or it is an array."""
+        found = {f.name: f for f in self.fields if f.is_bytes or not f.count}[name]
+        code = f"{found.count}s" if found.is_bytes else found.code
+        return _take(raw, code, found.offset, self.size, copies)
 
 
-def _add(column: Iterable[Any], is_bytes: bool) -> Any:
-    return next(iter(column)) if is_bytes else sum(column)
-
-
-def _flat(fields: tuple[Field, ...]) -> Iterator[Field]:
-    """One item for each value that the struct module yields."""
+def _items(fields: tuple[Field, ...]) -> Iterator[tuple[str, int]]:
+    """(struct-module code, byte offset) of each value that the struct module yields."""
     for f in fields:
-        yield from [f] * (1 if f.is_bytes else max(f.count, 1))
+        if f.is_bytes:
+            yield f"{f.count}s", f.offset
+        else:
+            width = struct.calcsize("=" + f.code)
+            for index in range(max(f.count, 1)):
+                yield f.code, f.offset + index * width
+
+
+def _take(raw: bytes | memoryview, code: str, offset: int, size: int, copies: int) -> list[Any]:
+    """One item of all values of ``size`` bytes; per-CPU values' first where it is bytes."""
+    if not copies:
+        return take(raw, code, offset, size)
+    stride = size + -size % 8
+    if code.endswith("s"):
+        return take(raw, code, offset, stride * copies)
+    return take_sums(raw, code, offset, stride, copies)
+
+
+def _add_group(group: Sequence[Sequence[Any]], characters: Sequence[bool]) -> Sequence[Any]:
+    """All CPUs' items of one value as one's."""
+    if True not in characters:
+        return list(map(sum, zip(*group, strict=True)))
+    columns = zip(zip(*group, strict=True), characters, strict=True)
+    return [column[0] if text else sum(column) for column, text in columns]
 
 
 def _format(fields: tuple[Field, ...], size: int) -> str:
@@ -96,13 +135,18 @@ def _format(fields: tuple[Field, ...], size: int) -> str:
     return text + (f"{size - at}x" if size > at else "")
 
 
-def _builder(fields: tuple[Field, ...]) -> Callable[[Sequence[Any]], Any]:
+def _builder(
+    fields: tuple[Field, ...],
+) -> Callable[[Iterable[Sequence[Any]]], Iterator[Any]]:
     """From the struct module's flat values to what the user sees."""
     if len(fields) == 1 and not fields[0].name:
-        return lambda values: values[0] if len(values) == 1 else tuple(values)
+        if fields[0].count and not fields[0].is_bytes and fields[0].count > 1:
+            return lambda rows: map(tuple, rows)
+        return lambda rows: map(itemgetter(0), rows)
     kind = namedtuple("Struct", [f.name for f in fields], rename=True)  # type: ignore[misc]
     if all(f.count == 0 or f.is_bytes for f in fields):
-        return kind._make
+        # As kind._make does it, without a call of a function of Python's for each row.
+        return lambda rows: map(tuple.__new__, repeat(kind), rows)
 
     def build(values: Sequence[Any]) -> Any:
         members, at = [], 0
@@ -113,9 +157,9 @@ def _builder(fields: tuple[Field, ...]) -> Callable[[Sequence[Any]], Any]:
             else:
                 members.append(values[at])
                 at += 1
-        return kind._make(members)
+        return tuple.__new__(kind, members)
 
-    return build
+    return lambda rows: map(build, rows)
 
 
 class _Untold(Exception):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes as ct
 import errno
+import mmap
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,13 +19,18 @@ from hypermesh_ebpf.bpf.spec import MapSpec
 from hypermesh_ebpf.errors import MapError, describe_errno
 
 _ENOTSUPP = 524  # the kernel's own; libc has no name for it
-_CHUNK = 4096  # entries at a time
-_CHUNK_BYTES = 1 << 24
+_CHUNK_BYTES = 1 << 18
+"""How much one system call may copy: it stays in the processor's cache until it is decoded (a fifth
+faster than a megabyte), and is over soon: the kernel walks a batch without a pause."""
+_CHUNK = 1 << 16  # entries at a time, however small they are
+_SMALL = 1 << 16  # bytes that are cleared in less time than mapping memory takes
+
+_Memory = bytearray | mmap.mmap
 
 
 @dataclass(frozen=True, slots=True)
 class RawEntries:
-    """The bytes of all keys and of all values (every CPU's), in the same order.
+    """The bytes of keys and of their values (every CPU's), in the same order.
 
     ``left_out``: how many entries a limit left out; None if there are some, and nobody knows how
     many.
@@ -32,7 +38,7 @@ class RawEntries:
 
     keys: memoryview
     values: memoryview
-    left_out: int | None
+    left_out: int | None = 0
 
 
 class MapReader:
@@ -52,9 +58,22 @@ class MapReader:
 
     def read(self, limit: int | None = None) -> RawEntries:
         """All entries, or the first ``limit`` that are found.  Raises MapError."""
+        (raw,) = self._read(limit, whole=True)
+        return raw
+
+    def chunks(self, limit: int | None = None) -> Iterator[RawEntries]:
+        """The same, a part at a time: each is good until the next is asked for.
+
+        There is always one, if an empty one; ``left_out`` is told by the last.  Raises MapError.
+        """
+        # From a trie, a batch may fail in the middle, after which everything is read anew.
+        return self._read(limit, whole=self.spec.type == map_types.LPM_TRIE)
+
+    def _read(self, limit: int | None, whole: bool) -> Iterator[RawEntries]:
         if self.batched:
             try:
-                return self._read_batched(limit)
+                yield from self._read_batched(limit, whole)
+                return
             except OSError as error:
                 # EINTR: an entry was deleted just when it was its turn.
                 if error.errno != errno.EINTR:
@@ -62,40 +81,49 @@ class MapReader:
                         raise map_error("read", self.spec, error) from error
                     self.batched = False
         try:
-            return self._read_singly(limit)
+            raw = self._read_singly(limit)
         except OSError as error:
             raise map_error("read", self.spec, error) from error
+        yield raw
 
-    def _read_batched(self, limit: int | None) -> RawEntries:
-        """BPF_MAP_LOOKUP_BATCH until the kernel says ENOENT.
+    def _read_batched(self, limit: int | None, whole: bool) -> Iterator[RawEntries]:
+        """BPF_MAP_LOOKUP_BATCH until the kernel says ENOENT; ``whole``: all of it at the end.
 
         ENOSPC means that one hash bucket did not fit into what was left of the buffer: try wider.
+        The kernel writes where the entries stay: pages that it does not reach take no memory, and
+        a mapping grows without being copied.
         """
         lookup, key_size = libbpf().bpf_map_lookup_batch, self.spec.key_size
-        entry = self.stride * self.copies
+        entry, full = self.stride * self.copies, self.spec.type in map_types.FULL
         token, position = ct.create_string_buffer(max(key_size, 8)), None
-        room = min(self.spec.max_entries, _CHUNK, max(_CHUNK_BYTES // entry, 1))
+        room = min(self.spec.max_entries, _CHUNK, max(_CHUNK_BYTES // (key_size + entry), 1))
         if limit is not None:
             room = min(room, limit + 1)  # the one more tells whether there are any
-        keys, values, read = bytearray(), bytearray(), 0
-        while limit is None or read <= limit:
-            _resize(keys, (read + room) * key_size)
-            _resize(values, (read + room) * entry)
+        keys, values = _reserve(room * key_size), _reserve(room * entry)
+        read = at = 0  # entries of the whole map, and those in memory
+        while True:
             count = ct.c_uint32(room)
-            key_at = ct.addressof(ct.c_char.from_buffer(keys, read * key_size))
-            value_at = ct.addressof(ct.c_char.from_buffer(values, read * entry))
+            key_at, value_at = _address(keys, at * key_size), _address(values, at * entry)
             result = lookup(self.fd, position, token, key_at, value_at, ct.byref(count), None)
             number = ct.get_errno() if result < 0 else 0
             if number == errno.ENOSPC:
                 room *= 2
+                keys, values = _widen(keys, at + room, key_size), _widen(values, at + room, entry)
                 continue
             if number not in (0, errno.ENOENT):
                 raise OSError(number, "bpf_map_lookup_batch")
-            read += count.value
-            if number == errno.ENOENT:
-                return self._cut(keys, values, read, limit, True)
+            read, at = read + count.value, at + count.value
             position = token
-        return self._cut(keys, values, read, limit, False)
+            complete = number == errno.ENOENT or (full and read >= self.spec.max_entries)
+            over = 0 if limit is None else read - limit
+            if complete or over > 0:
+                yield self._cut(keys, values, at, over, read, complete)
+                return
+            if whole:
+                keys, values = _widen(keys, at + room, key_size), _widen(values, at + room, entry)
+            else:
+                yield self._cut(keys, values, at, 0, read, False)
+                at = 0
 
     def _read_singly(self, limit: int | None) -> RawEntries:
         """One lookup for each key; an entry deleted meanwhile is left out."""
@@ -110,17 +138,21 @@ class MapReader:
             values += value.raw
             read += 1
             if limit is not None and read > limit:
-                return self._cut(keys, values, read, limit, False)
-        return self._cut(keys, values, read, limit, True)
+                return self._cut(keys, values, read, read - limit, read, False)
+        return self._cut(keys, values, read, 0, read, True)
 
     def _cut(
-        self, keys: bytearray, values: bytearray, read: int, limit: int | None, complete: bool
+        self, keys: _Memory, values: _Memory, here: int, over: int, read: int, complete: bool
     ) -> RawEntries:
-        """The first ``limit`` of the entries that were read; ``complete`` if these are all."""
-        shown = read if limit is None else min(read, limit)
-        left_out: int | None = read - shown if complete else None
+        """The last of what was read: ``here`` entries in memory, ``over`` of them past the limit.
+
+        ``read`` were found; ``complete`` if these are all that the map has.
+        """
+        over = max(over, 0)
+        left_out: int | None = over if complete else None
         if self.spec.type in map_types.FULL:
-            left_out = self.spec.max_entries - shown
+            left_out = self.spec.max_entries - (read - over)
+        shown = max(here - over, 0)
         return RawEntries(
             memoryview(keys)[: shown * self.spec.key_size],
             memoryview(values)[: shown * self.stride * self.copies],
@@ -159,6 +191,29 @@ def map_error(verb: str, spec: MapSpec, error: OSError) -> MapError:
     )
 
 
-def _resize(buffer: bytearray, size: int) -> None:
-    if len(buffer) < size:
-        buffer.extend(bytes(size - len(buffer)))
+def _reserve(size: int) -> _Memory:
+    """Memory for the kernel to write to."""
+    if size <= _SMALL:
+        return bytearray(max(size, 1))
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _widen(memory: _Memory, entries: int, size: int) -> _Memory:
+    """The memory, or more of it with the same content, for ``entries`` of ``size`` bytes."""
+    if len(memory) >= entries * size:
+        return memory
+    wanted = max(entries * size, 2 * len(memory))
+    if isinstance(memory, mmap.mmap):
+        try:
+            memory.resize(wanted)  # mremap(2): pages are moved, not copied
+            return memory
+        except BufferError:
+            pass  # somebody still looks at an earlier chunk
+    larger = _reserve(wanted)
+    larger[: len(memory)] = memory[:]
+    return larger
+
+
+def _address(memory: _Memory, offset: int) -> int:
+    """Where a byte is; good as long as the memory is neither grown nor freed."""
+    return ct.addressof(ct.c_char.from_buffer(memory)) + offset

@@ -5,14 +5,15 @@ from __future__ import annotations
 import ctypes as ct
 import struct
 from collections import Counter
-from collections.abc import Iterable
-from itertools import takewhile
-from typing import Any
+from collections.abc import Iterable, Iterator
+from itertools import chain, takewhile
+from typing import TYPE_CHECKING, Any
 
 from hypermesh_ebpf.bpf import map_types
+from hypermesh_ebpf.bpf.entries import Entries, TypedEntries
 from hypermesh_ebpf.bpf.layout import parse_layout
 from hypermesh_ebpf.bpf.libbpf import BPF_ANY, check, libbpf
-from hypermesh_ebpf.bpf.map_reader import MapReader, map_error
+from hypermesh_ebpf.bpf.map_reader import MapReader, RawEntries, map_error
 from hypermesh_ebpf.bpf.map_types import (
     ARRAY,
     HASH,
@@ -23,8 +24,12 @@ from hypermesh_ebpf.bpf.map_types import (
     RINGBUF,
 )
 from hypermesh_ebpf.bpf.spec import MapSpec
+from hypermesh_ebpf.bpf.strided import uncollected
 from hypermesh_ebpf.bpf.types import describe, flatten, is_number, parse_type
 from hypermesh_ebpf.errors import MapError, MissingBtf, describe_errno
+
+if TYPE_CHECKING:
+    from hypermesh_ebpf.bpf.columns import MapColumns
 
 __all__ = [
     "ARRAY",
@@ -36,6 +41,7 @@ __all__ = [
     "RINGBUF",
     "Map",
     "TypedMap",
+    "cut_trace",
     "name_key",
     "read_map_spec",
     "read_numbers",
@@ -53,15 +59,38 @@ class Map:
         self.reader = MapReader(spec, fd)
         self._key = parse_layout(spec.key_desc, spec.key_size)
         self._value = parse_layout(spec.value_desc, spec.value_size)
+        self._copies = self.reader.copies if spec.type in map_types.PER_CPU else 0
 
     def items(self) -> list[tuple[Any, Any]]:
         """All (key, value) pairs, per-CPU values summed.  Raises MapError."""
-        raw = self.reader.read()
-        if self.spec.type in map_types.PER_CPU:
-            values = self._value.decode_sums(raw.values, self.reader.copies)
-        else:
-            values = self._value.decode_all(raw.values)
-        return list(zip(self._key.decode_all(raw.keys), values, strict=True))
+        pairs: list[tuple[Any, Any]] = []
+        with uncollected(self.spec.max_entries):
+            for raw in self.reader.chunks():
+                pairs += self._entries(raw).items()
+        return pairs
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """All entries as plain tuples (see Entries.rows), read as they are asked for.
+
+        Raises MapError, at any of them.
+        """
+        return chain.from_iterable(self._entries(raw).rows() for raw in self.reader.chunks())
+
+    def entries(self) -> Entries:
+        """All entries as they are now, decoded only where they are looked at.  Raises MapError."""
+        return self._entries(self.reader.read())
+
+    def columns(self) -> MapColumns:
+        """All entries as numpy arrays, one for each member.  Raises MapError."""
+        from hypermesh_ebpf.bpf.columns import read_columns
+
+        spec = self.spec
+        key = parse_type(spec.key_desc, spec.key_size)
+        value = parse_type(spec.value_desc, spec.value_size)
+        return read_columns(self.reader, key.description, value.description)
+
+    def _entries(self, raw: RawEntries) -> Entries:
+        return Entries(raw, self._key, self._value, self._copies)
 
     def write(self, key: int, value: bytes) -> None:
         """Set one entry of an array; of a per-CPU one all copies, one after the other.
@@ -111,17 +140,40 @@ class TypedMap:
         self.left_out = 0
         if not self.readable:
             return []
+        pairs: list[tuple[Any, Any]] = []
+        with uncollected(self.spec.max_entries):
+            for raw in self._reader.chunks(limit):
+                pairs += self._entries(raw).items()
+        self.left_out = raw.left_out
+        if self.spec.type == map_types.STACK_TRACE:
+            return [(key, cut_trace(frames)) for key, frames in pairs]
+        return pairs
+
+    def read(self, limit: int | None = None) -> TypedEntries:
+        """The same, decoded only where it is looked at; not for maps that are not ``readable``.
+
+        Stack traces come with the zeros behind them: see :func:`cut_trace`.
+        """
         raw = self._reader.read(limit)
         self.left_out = raw.left_out
-        stride, copies = self._reader.stride, self._reader.copies
-        if self.spec.type in map_types.PER_CPU:
-            values = self.value.decode_sums(raw.values, stride, copies)
-        else:
-            values = self.value.decode_all(raw.values, stride)
-        pairs = zip(self.key.decode_all(raw.keys), values, strict=True)
-        if self.spec.type == map_types.STACK_TRACE:
-            return [(key, list(takewhile(_is_frame, frames))) for key, frames in pairs]
-        return list(pairs)
+        return self._entries(raw)
+
+    def _entries(self, raw: RawEntries) -> TypedEntries:
+        copies = self._reader.copies if self.spec.type in map_types.PER_CPU else 0
+        return TypedEntries(raw, self.key, self.value, self._reader.stride, copies)
+
+    def columns(self) -> MapColumns:
+        """All entries as numpy arrays, one for each member.
+
+        Raises MapError, also where there are no entries to read.
+        """
+        from hypermesh_ebpf.bpf.columns import read_columns
+
+        if not self.readable:
+            what, remedy = f"read map {self.spec.name}", "name another map of the program"
+            raise MapError(what, str(self.reason), remedy)
+        self.left_out = 0
+        return read_columns(self._reader, self.key.description, self.value.description)
 
     def numbers(self, limit: int | None = None) -> dict[str, int | float]:
         """Every number in the values, under a name, for metrics.  Raises MapError.
@@ -133,8 +185,15 @@ class TypedMap:
         if self.refers_to or self.spec.flags & map_types.RDONLY_PROG:
             self.left_out = 0
             return {}
+        entries = self.entries(limit)
+        if not self.single and self.value.is_numbers:  # most maps, and all the large ones
+            named = [(f"{self.spec.name}.{name_key(key)}", value) for key, value in entries]
+            members = self.value.plain
+            if not members:
+                return dict(named)
+            return {f"{name}.{m}": value[m] for name, value in named for m in members}
         found: dict[str, Any] = {}
-        for key, value in self.entries(limit):
+        for key, value in entries:
             if not self.single:
                 found |= flatten(f"{self.spec.name}.{name_key(key)}", value, arrays=True)
             elif isinstance(value, dict):
@@ -143,6 +202,11 @@ class TypedMap:
                 found |= flatten(self.spec.name, value, arrays=True)
         numbers = {name: int(leaf) if leaf is True else leaf for name, leaf in found.items()}
         return {name: leaf for name, leaf in numbers.items() if is_number(leaf)}
+
+
+def cut_trace(frames: Iterable[Any]) -> list[Any]:
+    """A stack trace up to its last address."""
+    return list(takewhile(_is_frame, frames))
 
 
 def _is_frame(frame: Any) -> bool:

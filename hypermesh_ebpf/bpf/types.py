@@ -25,14 +25,17 @@ digits.
 from __future__ import annotations
 
 import codecs
+import re
 import struct
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, repeat
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from hypermesh_ebpf.bpf.bcc_types import describe_bcc
+from hypermesh_ebpf.bpf.strided import take, take_sums
 
 if TYPE_CHECKING:
     from hypermesh_ebpf.bpf.btf import Btf
@@ -60,7 +63,8 @@ class Type:
 
     ``layout`` is the struct module's format of one value, ``build`` makes the value of what that
     unpacks.  ``columns`` has a character for each of these items: "+" for a number, "=" for what
-    cannot be added, "?" for bytes with numbers in them.
+    cannot be added, "?" for bytes with numbers in them.  ``plain`` are the names of a structure's
+    members where each is the item itself.
     """
 
     description: Description
@@ -68,6 +72,7 @@ class Type:
     layout: str
     columns: str
     build: Callable[[Iterator[Any]], Any]
+    plain: tuple[str, ...] = ()
     _struct: struct.Struct = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,8 +89,15 @@ class Type:
 
     def decode_all(self, raw: bytes | memoryview, stride: int = 0) -> Iterator[Any]:
         """Every value in ``raw``, one each ``stride`` bytes (0: without gaps)."""
-        for values in self._unpack(raw, stride):
-            yield self.build(iter(values))
+        return self._build_all(self._unpack(raw, stride))
+
+    def _build_all(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """The values of what was unpacked of each; numbers and structures of numbers fast."""
+        if self.build is next:
+            return map(itemgetter(0), rows)
+        if self.plain:
+            return map(dict, map(zip, repeat(self.plain), rows))
+        return map(self.build, map(iter, rows))
 
     def decode_sums(self, raw: bytes | memoryview, stride: int, copies: int) -> Iterator[Any]:
         """Per-CPU values: each is ``copies`` in a row, added member by member.
@@ -93,14 +105,36 @@ class Type:
         See :func:`add_values` for what cannot be added.
         """
         if "?" in self.columns or not self.columns:
-            for decoded in zip(*[self.decode_all(raw, stride)] * copies, strict=True):
-                yield add_values(decoded)
-            return
-        for values in zip(*[self._unpack(raw, stride)] * copies, strict=True):
-            if (total := self._add(values)) is not None:
-                yield self.build(iter(total))
-            else:
-                yield add_values([self.build(iter(each)) for each in values])
+            groups = zip(*[self.decode_all(raw, stride)] * copies, strict=True)
+            return map(add_values, groups)
+        if len(self.columns) < len(raw) // (stride * copies):  # more rows than items: by item
+            sums = self._add_items(raw, stride, copies)
+            if sums is not None:
+                return self._build_all(zip(*sums, strict=True))
+        return map(self._add_rows, zip(*[self._unpack(raw, stride)] * copies, strict=True))
+
+    def _add_items(
+        self, raw: bytes | memoryview, stride: int, copies: int
+    ) -> list[list[Any]] | None:
+        """Each item of all values, added; None where one that cannot be added differs."""
+        sums = []
+        for kind, (code, offset) in zip(self.columns, _items(self.layout), strict=True):
+            if kind == "+":
+                sums.append(take_sums(raw, code, offset, stride, copies))
+                continue
+            whole = copies * stride
+            first = take(raw, code, offset, whole)
+            for at in range(stride, whole, stride):
+                if take(raw, code, offset + at, whole) != first:
+                    return None
+            sums.append(first)
+        return sums
+
+    def _add_rows(self, values: tuple[tuple[Any, ...], ...]) -> Any:
+        """All CPUs' items of one value as that value."""
+        if (total := self._add(values)) is not None:
+            return self.build(iter(total))
+        return add_values([self.build(iter(each)) for each in values])
 
     def _add(self, values: tuple[tuple[Any, ...], ...]) -> list[Any] | None:
         """Several CPUs' items as one's; None where one that cannot be added differs."""
@@ -119,10 +153,40 @@ class Type:
             return iter(())
         return struct.iter_unpack(f"={self.layout}{gap}x", raw)
 
+    def find_integer(self, member: str) -> tuple[str, int]:
+        """(struct-module code, byte offset) of an integer: the member, or ("") the type itself.
+
+        Raises KeyError for what is no integer of 1, 2, 4 or 8 bytes.
+        """
+        description, offset = self.description, 0
+        if member:
+            found = {each["name"]: each for each in description["members"]}[member]
+            description, offset = found["type"], found["offset"] // 8
+        code = _INTEGERS[description["size"]]
+        return code.lower() if description["signed"] else code, offset
+
+    @property
+    def is_numbers(self) -> bool:
+        """True for a number, and for a structure of nothing but numbers."""
+        return (bool(self.plain) or self.build is next) and set(self.columns) == {"+"}
+
     @property
     def members(self) -> tuple[str, ...]:
         """The names of a structure's or union's members; empty for everything else."""
         return tuple(member["name"] for member in self.description.get("members", ()))
+
+
+def _items(layout: str) -> Iterator[tuple[str, int]]:
+    """(format, byte offset) of each item that the struct module finds by this format."""
+    at = 0
+    for count, code in re.findall(r"(\d*)(\D)", layout):
+        number, width = int(count or 1), struct.calcsize("=" + code)
+        if code == "s":
+            yield f"{number}s", at
+        elif code != "x":
+            for index in range(number):
+                yield code, at + index * width
+        at += number * width
 
 
 def parse_type(description: Any, size: int | None = None) -> Type:
@@ -260,8 +324,9 @@ def _compile_struct(description: Description) -> Type:
     def build_at_once(items: Iterator[Any]) -> dict[str, Any]:
         return dict(zip(names, items, strict=False))
 
-    simple = all(type_.build is next for type_ in types)
-    return Type(description, size, layout, columns, build_at_once if simple else build)
+    if types and all(type_.build is next for type_ in types):
+        return Type(description, size, layout, columns, build_at_once, tuple(names))
+    return Type(description, size, layout, columns, build)
 
 
 def _member_reader(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
+from hypermesh_ebpf.metrics.counted import Counted, Identities, Places
 from hypermesh_ebpf.metrics.sample import Row, Value
 
 SHORT_S = 0.05
@@ -20,9 +22,9 @@ class Rates:
 
     def __init__(self) -> None:
         self._totals: Rated = {}
-        self._rows: dict[Any, Rated] = {}
+        self._rows: _Readings = {}
         self._base_totals: Rated = {}
-        self._base_rows: dict[Any, Rated] = {}
+        self._base_rows: _Readings = {}
         self._span = 0.0
 
     def apply(
@@ -32,7 +34,7 @@ class Rates:
         key: Sequence[str],
         counters: Sequence[str],
         elapsed: float,
-    ) -> tuple[Rated, list[Rated]]:
+    ) -> tuple[Rated, Sequence[Row]]:
         """Copies of ``totals`` and ``rows`` with rates, per second, rounded to 3 decimals.
 
         ``key`` names the fields that tell rows apart, ``counters`` the cumulative fields that get a
@@ -44,6 +46,9 @@ class Rates:
 
         The last reading of a run often follows the one before within milliseconds.  An interval
         shorter than :data:`SHORT_S` is therefore taken together with the one before it.
+
+        Rows that are :class:`~hypermesh_ebpf.metrics.counted.Counted` stay so: their own identities
+        tell them apart, and rates are made where they are looked at.
         """
         if elapsed >= SHORT_S or not self._span:
             self._base_totals, self._base_rows, self._span = self._totals, self._rows, 0.0
@@ -55,7 +60,10 @@ class Rates:
         _add_rates(new_totals, self._base_totals, here, self._span)
         self._totals = new_totals
 
-        before, nothing = self._base_rows, Rated()
+        if isinstance(rows, Counted):
+            return new_totals, self._apply_counted(rows, counters)
+        before: dict[Any, Rated] = self._base_rows if isinstance(self._base_rows, dict) else {}
+        nothing = Rated()
         key_of = itemgetter(*key) if key else (lambda row: ())
         new_rows, current = [], {}
         for row in rows:
@@ -66,6 +74,74 @@ class Rates:
             new_rows.append(new_row)
         self._rows = current
         return new_totals, new_rows
+
+    def _apply_counted(self, rows: Counted, counters: Sequence[str]) -> Counted:
+        now = self._rows = _Counts(rows.identities, rows.counters)
+        before = _Before(now, self._base_rows if isinstance(self._base_rows, _Counts) else None)
+        span = self._span
+
+        def rate_of(counter: str) -> Callable[[Places], list[Value]]:
+            return lambda places: before.rates(counter, places, span)
+
+        return replace(rows, rates={name + "_per_s": rate_of(name) for name in counters})
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """What rates need of a Counted: not the bytes that its rows are written from."""
+
+    identities: Identities
+    counters: Mapping[str, Sequence[Any]]
+
+
+_Readings = dict[Any, Rated] | _Counts
+
+
+@dataclass(slots=True)
+class _Before:
+    """The rows of one reading beside those of the one before it, where there was one."""
+
+    rows: _Counts
+    base: _Counts | None
+    _places: list[int | None] | None = None
+    _columns: dict[str, list[Value]] = field(default_factory=dict)
+
+    def rates(self, counter: str, places: Places, span: float) -> list[Value]:
+        """The rates of some rows by one counter; those of all are kept."""
+        if places != range(len(self.rows.identities)):
+            return self._make(counter, places, span)
+        if counter not in self._columns:
+            self._columns[counter] = self._make(counter, places, span)
+        return self._columns[counter]
+
+    def _make(self, counter: str, places: Places, span: float) -> list[Value]:
+        now = self.rows.counters.get(counter)
+        if now is None or not span:
+            return [None] * len(places)
+        return [
+            None
+            if new is None or old is None
+            else ((new - old if old <= new else new) * 1000.0 / span + 0.5) // 1 / 1000
+            for new, old in zip(_pick(now, places), self._old(counter, places), strict=True)
+        ]
+
+    def _old(self, counter: str, places: Places) -> Sequence[Any]:
+        """What the counter was before; 0 for rows that were not there."""
+        if self.base is None:
+            return [0] * len(places)
+        was = self.base.counters[counter]
+        if self.base.identities == self.rows.identities:
+            return _pick(was, places)
+        if self._places is None:
+            known = {identity: at for at, identity in enumerate(self.base.identities)}
+            self._places = list(map(known.get, self.rows.identities))
+        return [0 if at is None else was[at] for at in _pick(self._places, places)]
+
+
+def _pick(column: Sequence[Any], places: Places) -> Sequence[Any]:
+    if places == range(len(column)):
+        return column
+    return [column[place] for place in places]
 
 
 def _add_rates(row: Rated, was: Rated, names: Sequence[tuple[str, str]], span: float) -> None:

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:  # the worker reads declarations, too, and makes no samples
     from hypermesh_ebpf.metrics.sample import Histogram, Row, Table
 
+if TYPE_CHECKING:
+    from hypermesh_ebpf.bpf.entries import Entries
+
 Options = Mapping[str, Any]
 """The user's choices by option name ("by", "iface", ...), defaults filled in.
 
@@ -93,8 +96,9 @@ class TableLayout:
     """How the content of one map is drawn.
 
     ``kind`` is what the map is, in a word; ``key`` are the fields that name a row.  ``flatten``
-    makes the columns' fields of a row of a :class:`~hypermesh_ebpf.metrics.sample.Table`, ``busy``
-    (rate, count), by which rows are sorted, the busiest first; None leaves them in the map's order.
+    makes the columns' fields of a row of a :class:`~hypermesh_ebpf.metrics.sample.Table`.  ``busy``
+    is the counter by whose rate, then count, rows are sorted, the busiest first, where they are
+    Counted; None leaves them in the map's order.
     """
 
     name: str
@@ -102,12 +106,16 @@ class TableLayout:
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     flatten: Callable[[Row], Row]
-    busy: Callable[[Row], tuple[float, float]] | None = None
+    busy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a monitor's ``collect`` got from the maps: cumulative numbers, no rates yet."""
+    """What a monitor's ``collect`` got from the maps: cumulative numbers, no rates yet.
+
+    Many ``rows`` are a :class:`~hypermesh_ebpf.metrics.counted.Counted`: only those that are shown
+    are written out.
+    """
 
     totals: Row
     rows: Sequence[Row]
@@ -122,6 +130,10 @@ class MapReader(Protocol):
 
     def items(self) -> Sequence[tuple[Any, Any]]:
         """All (key, value) pairs; values of per-CPU maps come summed; structs as named tuples."""
+        ...
+
+    def entries(self) -> Entries:
+        """The same for large maps: decoded column by column, or only where they are looked at."""
         ...
 
     def write(self, key: int, value: bytes) -> None:

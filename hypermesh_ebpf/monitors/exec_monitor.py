@@ -11,6 +11,7 @@ from typing import Any
 from hypermesh_ebpf.errors import UsageError, name_errno
 from hypermesh_ebpf.host.cgroups import CgroupPaths, find_container
 from hypermesh_ebpf.host.users import find_uid, name_user
+from hypermesh_ebpf.metrics.counted import Counted, Places
 from hypermesh_ebpf.monitors.declaration import (
     Column,
     Hook,
@@ -30,6 +31,7 @@ _SUCCEEDED, _FAILED, _LOST, _INFLIGHT_FULL = range(4)
 _CALLS = ("execve", "execveat")
 _ARGS_CUT, _FILENAME_CUT, _UNREADABLE, _ARGS_FROM_STACK = 1, 2, 4, 8
 _MOST_ROWS = 10_000
+_COUNTERS = ("execs", "failed")
 _COMM_LENGTH = 15  # TASK_COMM_LEN less its zero byte
 
 _SCHED_FIELDS = (
@@ -137,8 +139,24 @@ class _Collector:
             "execs": counts[_SUCCEEDED] + counts[_FAILED],
             "failed": counts[_FAILED],
         }
-        rows = list(self._rows.values())
-        return Reading(totals, rows, map_full=counts[_INFLIGHT_FULL], events_lost=counts[_LOST])
+        return Reading(
+            totals, self._count(), map_full=counts[_INFLIGHT_FULL], events_lost=counts[_LOST]
+        )
+
+    def _count(self) -> Counted:
+        """The rows as they are now, of which the next event changes one."""
+        keys = list(self._rows)
+        counters = {name: [row[name] for row in self._rows.values()] for name in _COUNTERS}
+        names = (*_KEYS[self._by], *counters)
+
+        def write(places: Places) -> list[dict[str, Any]]:
+            counts = [[column[place] for column in counters.values()] for place in places]
+            return [
+                dict(zip(names, (*keys[place], *numbers), strict=True))
+                for place, numbers in zip(places, counts, strict=True)
+            ]
+
+        return Counted(keys, counters, write)
 
 
 def _settings(options: Options) -> bytes:
@@ -265,7 +283,7 @@ MONITOR = Monitor(
         Column("failed", "failed", "count"),
     ),
     key=lambda options: _KEYS[options["by"]],
-    counters=("execs", "failed"),
+    counters=_COUNTERS,
     headline="execs",
     options=(
         Option("by", "what a row of the counts stands for", default="comm", choices=tuple(_KEYS)),

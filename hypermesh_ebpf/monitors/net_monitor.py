@@ -12,8 +12,9 @@ from typing import Any
 from hypermesh_ebpf.bpf.libbpf import possible_cpus
 from hypermesh_ebpf.errors import UsageError, name_errno
 from hypermesh_ebpf.host.users import find_uid, name_user
+from hypermesh_ebpf.metrics.counted import Counted, Places
 from hypermesh_ebpf.metrics.histogram import Bucket, log2_buckets, percentiles
-from hypermesh_ebpf.metrics.sample import Histogram, Value
+from hypermesh_ebpf.metrics.sample import Histogram, Row, Value
 from hypermesh_ebpf.monitors.declaration import (
     Column,
     Hook,
@@ -183,30 +184,51 @@ class _Collector:
             totals, self._rows(calls), tuple(histograms), map_full=full, events_lost=counts[_LOST]
         )
 
-    def _rows(self, calls: list[tuple[str, Any]]) -> list[dict[str, Value]]:
-        errnos: dict[tuple[int, bytes, int], Errnos] = {}
-        failures = sorted(self._maps["failures"].items(), key=lambda item: -item[1])
-        for failure, times in failures:
-            place = errnos.setdefault((failure.pid, failure.comm, failure.call), Errnos())
-            place[name_error(failure.number)] = times
+    def _rows(self, calls: list[tuple[str, Any]]) -> Sequence[Row]:
+        failures = self._maps["failures"].items()
         if self._by == "call":
+            errnos = _errnos(failures)
             return [
                 _row({"call": name}, name, counter, errnos.get((0, bytes(16), _CALLS.index(name))))
                 for name, counter in calls
             ]
-        rows = []
-        for process, counter in self._maps["rows"].items():
-            now = (counter, errnos.get((process.pid, process.comm, process.call)))
-            before, row = self._known.get(process, (None, {}))
-            if now != before:
-                call = _CALLS[process.call]
-                labels: dict[str, Value] = {"comm": _text(process.comm), "call": call}
-                if self._by == "process":
-                    labels = {"pid": process.pid, **labels}
-                row = _row(labels, call, *now)
-                self._known[process] = (now, row)
-            rows.append(row)
-        return rows
+        entries = self._maps["rows"].entries()
+        moves = [_CALLS[call] in _MOVES_BYTES for call in entries.keys("call")]
+        moved = zip(entries.values("bytes"), moves, strict=True)
+        counters = {
+            "calls": entries.values("calls"),
+            "errors": entries.values("errors"),
+            "bytes": [count if moves else None for count, moves in moved],
+        }
+
+        def write(places: Places) -> list[dict[str, Value]]:
+            chosen, errnos = entries.select(places).items(), _errnos(failures)
+            return [self._process_row(each, counter, errnos) for each, counter in chosen]
+
+        return Counted(entries.identities, counters, write)
+
+    def _process_row(
+        self, process: Any, counter: Any, errnos: Mapping[Any, Errnos]
+    ) -> dict[str, Value]:
+        now = (counter, errnos.get((process.pid, process.comm, process.call)))
+        before, row = self._known.get(process, (None, {}))
+        if now != before:
+            call = _CALLS[process.call]
+            labels: dict[str, Value] = {"comm": _text(process.comm), "call": call}
+            if self._by == "process":
+                labels = {"pid": process.pid, **labels}
+            row = _row(labels, call, *now)
+            self._known[process] = (now, row)
+        return dict(row)
+
+
+def _errnos(failures: Sequence[tuple[Any, int]]) -> dict[tuple[int, bytes, int], Errnos]:
+    """The errors of each row, the most frequent first."""
+    found: dict[tuple[int, bytes, int], Errnos] = {}
+    for failure, times in sorted(failures, key=lambda item: -item[1]):
+        place = found.setdefault((failure.pid, failure.comm, failure.call), Errnos())
+        place[name_error(failure.number)] = times
+    return found
 
 
 def _row(

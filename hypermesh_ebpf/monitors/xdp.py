@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
-import sys
-from collections.abc import Mapping
-from typing import Any
+import socket
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from hypermesh_ebpf.bpf.libbpf import possible_cpus
+from hypermesh_ebpf.metrics.counted import Counted, Places, join
 from hypermesh_ebpf.metrics.histogram import log2_buckets
-from hypermesh_ebpf.metrics.sample import Histogram, Row
+from hypermesh_ebpf.metrics.sample import Histogram, Row, Value
 from hypermesh_ebpf.monitors.declaration import (
     Column,
     Hook,
@@ -20,6 +21,12 @@ from hypermesh_ebpf.monitors.declaration import (
     Reading,
     Rung,
 )
+
+if TYPE_CHECKING:
+    from hypermesh_ebpf.bpf.entries import Entries
+
+_WORDS = struct.Struct("=4I")
+_IPV4_MAPPED = bytes(10) + b"\xff\xff"
 
 # Places in the map protocols, and in the map marks (bpf_c/xdp.c).
 _IPV6, _OTHER = 256, 512
@@ -115,47 +122,64 @@ class _Collector:
         return None
 
     def collect(self) -> Reading:
-        rows: list[Row] = []
+        parts: dict[str, Sequence[Row]] = {}
         sums = dict.fromkeys(("packets", "bytes", "vlan", "fragments", "truncated"), 0)
         sizes: list[int] = []
         full = 0
         for iface, maps in self._targets.items():
-            protocols = [(key, value) for key, value in maps["protocols"].items() if value.packets]
-            marks = [value for _key, value in maps["marks"].items()]
-            here = [value for _key, value in maps["sizes"].items()]
+            protocols = maps["protocols"].entries()
+            marks = maps["marks"].entries().values()
+            here = maps["sizes"].entries().values()
             sizes = [a + b for a, b in zip(sizes, here, strict=True)] if sizes else here
-            sums["packets"] += sum(value.packets for _key, value in protocols)
-            sums["bytes"] += sum(value.bytes for _key, value in protocols)
+            packets = protocols.values("packets")
+            sums["packets"] += sum(packets)
+            sums["bytes"] += sum(protocols.values("bytes"))
             sums["vlan"] += marks[_VLAN]
             sums["fragments"] += marks[_FRAGMENT]
             sums["truncated"] += marks[_TRUNCATED]
             full += marks[_ETHERTYPES_FULL] + marks[_KEYS_FULL]
-            label = {"iface": iface} if len(self._targets) > 1 else {}
-            rows += [{**label, **row} for row in self._rows(maps, protocols, here)]
+            seen = [slot for slot, count in enumerate(packets) if count]
+            parts[iface] = self._rows(maps, protocols.select(seen), here)
         histogram = Histogram("frame size", "bytes", log2_buckets(sizes, first_low=1))
-        return Reading(sums, rows, (histogram,), map_full=full)
+        return Reading(sums, _join(parts), (histogram,), map_full=full)
 
-    def _rows(
-        self, maps: Maps, protocols: list[tuple[int, Any]], sizes: list[int]
-    ) -> list[dict[str, Any]]:
+    def _rows(self, maps: Maps, protocols: Entries, sizes: list[int]) -> Sequence[Row]:
         if self._by == "protocol":
             return _protocol_rows(maps, protocols)
         if self._by == "source":
-            return [
-                {"source": _name_source(key), **value._asdict()}
-                for key, value in maps["keys"].items()
-            ]
+            return _count(maps["keys"].entries(), lambda key: {"source": _name_source(key)})
         if self._by == "port":
-            return [{**_name_port(key), **value._asdict()} for key, value in maps["keys"].items()]
+            return _count(maps["keys"].entries(), _name_port)
         return [
             {"size": f"{low}-{high}", "packets": count, "bytes": None}
             for low, high, count in log2_buckets(sizes, first_low=1)
         ]
 
 
-def _protocol_rows(maps: Maps, protocols: list[tuple[int, Any]]) -> list[dict[str, Any]]:
+def _count(entries: Entries, label: Callable[[Any], dict[str, Value]]) -> Counted:
+    """A row for each key: there may be tens of thousands."""
+    counters = {name: entries.values(name) for name in ("packets", "bytes")}
+
+    def write(places: Places) -> list[dict[str, Value]]:
+        chosen = entries.select(places).items()
+        return [{**label(key), **value._asdict()} for key, value in chosen]
+
+    return Counted(entries.identities, counters, write)
+
+
+def _join(parts: Mapping[str, Sequence[Row]]) -> Sequence[Row]:
+    """Every interface's rows, with its name where there are several."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    counted = {name: part for name, part in parts.items() if isinstance(part, Counted)}
+    if len(counted) == len(parts):
+        return join(counted, "iface")
+    return [{"iface": name, **row} for name, part in parts.items() for row in part]
+
+
+def _protocol_rows(maps: Maps, protocols: Entries) -> list[dict[str, Any]]:
     rows = []
-    for slot, value in protocols:
+    for slot, value in protocols.items():
         if slot < _OTHER:
             name = name_protocol(slot % _IPV6)
             rows.append(
@@ -175,8 +199,10 @@ def _name_source(key: Any) -> str | None:
     """An address out of four words as they stood in the packet; None for what is not IP."""
     if not key.is_ip:
         return None
-    address = ipaddress.IPv6Address(b"".join(w.to_bytes(4, sys.byteorder) for w in key.address))
-    return str(address.ipv4_mapped or address)
+    raw = _WORDS.pack(*key.address)
+    if raw.startswith(_IPV4_MAPPED):
+        return socket.inet_ntop(socket.AF_INET, raw[12:])
+    return socket.inet_ntop(socket.AF_INET6, raw)
 
 
 def _defines(options: Options) -> dict[str, int]:

@@ -5,12 +5,12 @@ The same lines go to a terminal, cut to its size, and into a pipe, whole and wit
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from hypermesh_ebpf.metrics.counted import busiest, column, pick
 from hypermesh_ebpf.metrics.sample import End, Loss, Row, Sample, Start
 from hypermesh_ebpf.monitors.declaration import Monitor, Options
 from hypermesh_ebpf.output import draw, histograms
@@ -289,20 +289,12 @@ class Frame:
     def _busiest(self, rows: Sequence[Row], limit: int) -> Sequence[Row]:
         if not self._counters:
             return rows[:limit]
-        counter = self._counters[0]
-        rate = counter + "_per_s"
-
-        def busy(row: Row) -> tuple[Any, Any]:
-            return (row.get(rate) or 0, row.get(counter) or 0)
-
-        if limit >= len(rows):
-            return sorted(rows, key=busy, reverse=True)
-        return heapq.nlargest(limit, rows, key=busy)
+        return pick(rows, busiest(rows, self._counters[0], limit))
 
     def _whole(self, sample: Sample, field: str) -> float:
         """What the shares are shares of: the total if it is known and can be, else the sum."""
         total = _number(sample.totals.get(field))
-        return total or sum([_number(row.get(field)) for row in sample.rows]) or 1.0
+        return total or sum(map(_number, column(sample.rows, field))) or 1.0
 
     def overhead(self, sample: Sample) -> list[Line]:
         """A line on what the programs cost and on what was passed over, where that is limited."""

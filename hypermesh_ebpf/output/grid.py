@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 from hypermesh_ebpf.metrics.sample import Row
 from hypermesh_ebpf.monitors.declaration import Column
@@ -29,6 +30,12 @@ def cells(text: str) -> int:
     """How many columns of a terminal ``text`` takes: wide characters two, combining ones none."""
     if text.isascii() or max(text) < "\u0300":
         return len(text)
+    return _wide_cells(text)
+
+
+@lru_cache(maxsize=1024)
+def _wide_cells(text: str) -> int:
+    """The same by looking at each character; the bars of one frame are those of the next."""
     return sum(
         2
         if unicodedata.east_asian_width(each) in "WF"

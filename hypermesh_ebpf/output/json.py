@@ -91,7 +91,7 @@ class JsonSink:
             "target": sample.target,
             "elapsed_s": round(sample.elapsed_s, 3),
             "totals": sample.totals,
-            "rows": sample.rows,
+            "rows": list(sample.rows),
             "loss": sample.loss.as_dict(),
         }
         line |= _overhead(sample.overhead)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 
+from hypermesh_ebpf.metrics.counted import busiest, column, pick
 from hypermesh_ebpf.metrics.sample import Row, Table
 from hypermesh_ebpf.monitors.declaration import TableLayout
 from hypermesh_ebpf.output import draw
@@ -61,18 +61,17 @@ class Tables:
         if not count:
             return [title]
         layout, grid = self._layouts[table.name], self._grids[table.name]
-        rows: Sequence[Row] = table.rows
-        if layout.busy is None:
-            rows = rows[:count]
-        elif count < len(rows):
-            rows = heapq.nlargest(count, rows, key=layout.busy)
-        else:
-            rows = sorted(rows, key=layout.busy, reverse=True)
-        flat = [layout.flatten(row) for row in rows]
         shares = None
-        if layout.busy is not None and any(column.share for column in layout.columns):
-            whole = sum([layout.busy(row)[0] for row in table.rows]) or 1.0
-            shares = [layout.busy(row)[0] / whole for row in rows]
+        if layout.busy is None:
+            rows: Sequence[Row] = table.rows[:count]
+        else:
+            places = busiest(table.rows, layout.busy, count)
+            rows = pick(table.rows, places)
+            if any(each.share for each in layout.columns):
+                rates = [rate or 0 for rate in column(table.rows, layout.busy + "_per_s")]
+                whole = sum(rates) or 1.0
+                shares = [rates[place] / whole for place in places]
+        flat = [layout.flatten(row) for row in rows]
         heading, lines = grid.lines(flat, width, shares)
         left = len(table.rows) - len(rows)
         if left:

@@ -77,3 +77,22 @@ def test_first_lines_name_commands_that_exist() -> None:
     for path in sorted(Path(ROOT / "examples").glob("*.py")):
         text = path.read_text()
         assert f"examples/{path.name}" in text
+
+
+def test_busiest_readers() -> None:
+    """A process that reads 100,003 times is the busiest, and its reads are counted to the last."""
+    with Namespace() as ns:
+        process = start(ns, "busiest_readers.py", "4")
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        reader = (
+            "import os\nzero = os.open('/dev/zero', 0)\nfor _ in range(100_003): os.read(zero, 7)"
+        )
+        with subprocess.Popen([sys.executable, "-c", reader]) as done:
+            assert done.wait() == 0
+        out = finish(process, first)
+    (line,) = [line for line in out.splitlines() if line.split()[0] == str(done.pid)]
+    _pid, _comm, calls, _reads, asked, _bytes = line.split()
+    assert 100_003 <= int(calls) < 100_500, "and those by which the interpreter starts"
+    assert last_numbers(out)["reads"] >= int(calls)
+    assert int(asked) >= 7

@@ -23,6 +23,7 @@ from hypermesh_ebpf import (
     InvalidHandle,
     JumpOutOfRange,
     MalformedObject,
+    MapError,
     MisalignedProgram,
     NotAttached,
     ProgramTooLong,
@@ -521,3 +522,42 @@ def test_killed_owner_leaves_nothing() -> None:
             "clsact is gone",
             30,
         )
+
+
+TWO_MAPS = """
+struct who { u32 uid; char comm[16]; };
+BPF_TABLE("percpu_hash", struct who, u64, execs, 1024);
+BPF_RINGBUF_OUTPUT(events, 1);
+TRACEPOINT_PROBE(syscalls, sys_enter_execve) {
+    struct who who = {.uid = bpf_get_current_uid_gid()};
+    u64 none = 0;
+    bpf_get_current_comm(&who.comm, sizeof(who.comm));
+    u64 *count = execs.lookup_or_try_init(&who, &none);
+    if (count)
+        (*count)++;
+    return 0;
+}
+"""
+
+
+def test_columns_of_a_map(os_: EbpfAbstraction) -> None:
+    """The execs of this very process, known by its children's name before the exec."""
+    np = pytest.importorskip("numpy")
+    handle = os_.load_ebpf_program(source=TWO_MAPS)
+    os_.attach_ebpf_monitor(handle, EXECVE)
+    script = "import ctypes, os\n" + "ctypes.CDLL(None).prctl(15, b'hm-columns')\n"
+    script += "for _ in range(13):\n    os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)\n"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    found = os_.read_ebpf_columns(handle, "execs")
+    assert list(found.keys) == ["uid", "comm"]
+    ours = (found.keys["comm"] == b"hm-columns") & (found.keys["uid"] == os.getuid())
+    assert found.values["value"][ours].tolist() == [13]
+    assert found.values["value"].dtype == np.dtype("u8")
+    with pytest.raises(UsageError, match=r"read map 'nothing' of .*no map of that name") as caught:
+        os_.read_ebpf_columns(handle, "nothing")
+    assert "events, execs" in str(caught.value.remedy)
+    with pytest.raises(MapError, match="read map events: it holds events, not entries"):
+        os_.read_ebpf_columns(handle, "events")
+    os_.unload_ebpf_program(handle)
+    with pytest.raises(InvalidHandle):
+        os_.read_ebpf_columns(handle, "execs")

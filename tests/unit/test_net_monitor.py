@@ -40,6 +40,25 @@ class FakeMap:
     def items(self) -> Sequence[tuple[Any, Any]]:
         return self._entries
 
+    def entries(self) -> FakeMap:
+        return self
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def identities(self) -> list[Any]:
+        return [key for key, _value in self._entries]
+
+    def keys(self, member: str) -> list[Any]:
+        return [getattr(key, member) for key, _value in self._entries]
+
+    def values(self, member: str) -> list[Any]:
+        return [getattr(value, member) for _key, value in self._entries]
+
+    def select(self, places: Sequence[int]) -> FakeMap:
+        return FakeMap([self._entries[place] for place in places])
+
 
 def slots(**counts: int) -> tuple[int, ...]:
     """``slots(s3=5)``: five calls in slot 3, which is 1,024 to 2,047 ns."""

@@ -7,6 +7,7 @@ import io
 import json
 import struct
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -51,6 +52,32 @@ def spec(name: str, key: Any = U32, value: Any = U64, kind: int = 1, **more: Any
     return MapSpec(name, kind, key_size, value_size, size, flags, key, value, **more)
 
 
+class Entries:
+    """What a reading of a map gives, already decoded."""
+
+    def __init__(self, pairs: Sequence[tuple[Any, Any]]) -> None:
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    @property
+    def identities(self) -> list[str]:
+        return [repr(key) for key, _value in self._pairs]
+
+    def values(self, member: str) -> list[Any]:
+        return [value[member] if member else value for _key, value in self._pairs]
+
+    def items(self) -> Sequence[tuple[Any, Any]]:
+        return self._pairs
+
+    def places_of_set(self) -> list[int]:
+        return list(range(len(self)))
+
+    def select(self, places: Sequence[int]) -> Entries:
+        return Entries([self._pairs[place] for place in places])
+
+
 class Kernel:
     """What is in the maps, in place of the kernel."""
 
@@ -81,7 +108,11 @@ class Kernel:
             def close(self) -> None:
                 kernel.records.clear()
 
+        def read(self: TypedMap, limit: int | None = None) -> Entries:
+            return Entries(entries(self, limit))
+
         monkeypatch.setattr(TypedMap, "entries", entries)
+        monkeypatch.setattr(TypedMap, "read", read)
         monkeypatch.setattr(program_view, "PerfBuffer", Buffer)
         monkeypatch.setattr(program_view, "RingBuffer", type("Ring", (Buffer,), {}))
 
