@@ -51,7 +51,7 @@ from hypermesh_ebpf.bpf.ring_mapping import HEADER, Piece, RingMapping, find_pie
 from hypermesh_ebpf.errors import MapError, describe_errno
 
 if TYPE_CHECKING:
-    from hypermesh_ebpf.bpf.columns import Columns, RecordColumns
+    from hypermesh_ebpf.bpf.record_columns import Columns, RecordColumns
 
 _SAMPLE_CALLBACK = ct.CFUNCTYPE(ct.c_int, ct.c_void_p, ct.c_void_p, ct.c_size_t)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from hypermesh_ebpf.bpf.columns import RecordColumns
+from hypermesh_ebpf.bpf.record_columns import RecordColumns
 from hypermesh_ebpf.bpf.ring import RingBuffer
 from hypermesh_ebpf.bpf.types import parse_type
 from hypermesh_ebpf.image.image import Image

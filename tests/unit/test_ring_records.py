@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hypermesh_ebpf.bpf.columns import RecordColumns
+from hypermesh_ebpf.bpf.record_columns import RecordColumns
 from hypermesh_ebpf.bpf.ring_columns import find_records, lay_over
 from hypermesh_ebpf.bpf.ring_mapping import BUSY, DISCARD, HEADER, find_pieces
 from hypermesh_ebpf.bpf.types import parse_type
