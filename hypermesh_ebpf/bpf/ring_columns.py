@@ -58,8 +58,9 @@ def find_records(ring: RingMapping, first: int, length: int) -> tuple[Records, i
         return Records(places, size, len(places)), same * step
     places, headers, end = _follow(ring, words, first, length)
     kept = headers < DISCARD
-    places = places[kept]
-    return Records(places, headers[kept], len(places)), end
+    if not kept.all():
+        places, headers = places[kept], headers[kept]
+    return Records(places, headers, len(places)), end
 
 
 _FEW = 64  # alike: to take them apart costs less than to look for all
@@ -71,11 +72,11 @@ def _follow(ring: RingMapping, words: Array, first: int, length: int) -> tuple[A
     begin, end = first >> 3, (first + length) >> 3  # in units of 8 bytes
     found = _find_likely(ring, words, begin, end)
     headers = words[2 * found]  # each is loaded once, here
-    following = found + ((headers.astype(np.int64) & LENGTH) + 15 >> 3)
-    true = _pick_true(found, following, end)
+    following = found + ((headers & LENGTH) + 15 >> 3)
+    true = _pick_true(found, headers, following, end)
     if true is None:
         return _follow_singly(ring, first, length)
-    found, headers, following = found[true], headers[true], following[true]
+    found, headers, following = true
     busy = headers >= BUSY
     if busy.any():
         count = int(busy.argmax())
@@ -98,32 +99,32 @@ def _find_likely(ring: RingMapping, words: Array, begin: int, end: int) -> Array
     return found
 
 
-def _pick_true(found: Array, following: Array, end: int) -> Array | None:
-    """Which places (their indexes) are on the way from the first.
+def _pick_true(
+    found: Array, headers: Array, following: Array, end: int
+) -> tuple[Array, Array, Array] | None:
+    """Those places, their headers and where they lead, that are on the way from the first.
 
     What lies between a place and the one it leads to is false.  That holds for the first place that
     does not lead to the next, because it is true; for later ones it is a guess, which is why all is
     checked in the end.  None where the places do not tell, or not soon.
     """
-    indexes = np.arange(len(found))
     for _round in range(_MOST_ROUNDS):
         wrong = (following[:-1] != found[1:]).nonzero()[0]
         if not len(wrong):
-            return indexes if following[-1] >= end else None
+            return (found, headers, following) if following[-1] >= end else None
         heads = wrong[np.diff(wrong, prepend=-2) > 1]
         targets = found.searchsorted(following[heads])
-        reached = np.maximum.accumulate(targets)
-        heads, targets = (
-            each[np.append(True, heads[1:] >= reached[:-1])] for each in (heads, targets)
-        )
         if (targets <= heads + 1).any():
             return None
+        reached = np.maximum.accumulate(targets)
+        apart = np.append(True, heads[1:] >= reached[:-1])
+        heads, targets = heads[apart], targets[apart]
         # +1 where a stretch of false places begins, -1 where it ends
         edges = np.zeros(len(found) + 1, np.int8)
         edges[heads + 1] = 1
         edges[targets] -= 1
-        true = np.cumsum(edges[:-1]) == 0
-        found, following, indexes = found[true], following[true], indexes[true]
+        true = (np.cumsum(edges[:-1], dtype=np.int8) == 0).nonzero()[0]
+        found, headers, following = found.take(true), headers.take(true), following.take(true)
     return None
 
 

@@ -35,18 +35,6 @@ class Options(ct.Structure):
     ]
 
 
-class Record(ct.Structure):
-    """What b["events"].event() would make, if it knew the type of reserved records."""
-
-    _fields_ = [
-        ("number", ct.c_uint64),
-        ("pid", ct.c_uint32),
-        ("length", ct.c_uint32),
-        ("comm", ct.c_char * 16),
-    ]
-
-
-RECORD = ct.POINTER(Record)
 LIBBPF = ct.CDLL("libbpf.so.1", use_errno=True)
 b = BPF(src_file=sys.argv[1], cflags=FLAGS)
 programs = {name: b.load_func(name, BPF.XDP) for name in ("fixed", "half", "mixed")}
@@ -63,7 +51,7 @@ def produce(name, count):
 
 def handle(ctx, data, size):
     global records, total
-    event = ct.cast(data, RECORD).contents
+    event = b["events"].event(data)
     total += event.length
     records += 1
 

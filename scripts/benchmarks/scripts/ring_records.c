@@ -8,8 +8,11 @@ struct record {
 	char comm[16];
 };
 
-struct longer {
-	struct record record;
+struct longer { /* begins as the other; BCC's event() knows no structures in structures */
+	u64 number;
+	u32 pid;
+	u32 length;
+	char comm[16];
 	char rest[256];
 };
 
@@ -56,8 +59,8 @@ int mixed(struct xdp_md *ctx)
 	struct longer *longer = scratch.lookup(&zero);
 	if (!longer)
 		return XDP_DROP;
-	fill(&longer->record);
-	u64 size = sizeof(struct record) + (longer->record.number * 7 & 63);
+	fill((struct record *)longer);
+	u64 size = sizeof(struct record) + (longer->number * 7 & 63);
 	events.ringbuf_output(longer, size, BPF_RB_NO_WAKEUP);
 	return XDP_PASS;
 }
