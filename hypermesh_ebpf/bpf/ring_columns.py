@@ -45,12 +45,11 @@ def find_records(ring: RingMapping, first: int, length: int) -> tuple[Records, i
         return Records(slice(0, 0), 0, 0), 0
     size = header & LENGTH
     step = size + 15 >> 3 << 3
-    count = -(-length // step)
-    headers = words[first >> 2 : (first + count * step) >> 2 : step >> 2].copy()
-    alike = headers & ~np.uint32(DISCARD) == size
-    whole = bool(alike.all())
-    same = count if whole else int(alike.argmin())
-    if whole or same >= max(count // 4, _FEW):
+    most = -(-length // step)
+    headers, same = _look(words, first, min(_FEW, most), size)
+    if same == _FEW < most:
+        headers, same = _look(words, first, most, size)
+    if same == most or same >= max(_FEW, most // 4):
         kept = headers[:same] < DISCARD
         if kept.all():
             return Records(slice(0, same * step >> 3, step >> 3), size, same), same * step
@@ -63,8 +62,19 @@ def find_records(ring: RingMapping, first: int, length: int) -> tuple[Records, i
     return Records(places, headers, len(places)), end
 
 
-_FEW = 64  # alike: to take them apart costs less than to look for all
+_FEW = 64  # headers: a look at some tells whether to look at all
 _MOST_ROUNDS = 32
+
+
+def _look(words: Array, first: int, count: int, size: int) -> tuple[Array, int]:
+    """``count`` headers, if all records have one size; how many of them, from the first on, have.
+
+    Each is loaded once.
+    """
+    step = size + 15 >> 3 << 1
+    headers = words[first >> 2 : (first >> 2) + count * step : step].copy()
+    alike = headers & ~np.uint32(DISCARD) == size
+    return headers, count if alike.all() else int(alike.argmin())
 
 
 def _follow(ring: RingMapping, words: Array, first: int, length: int) -> tuple[Array, Array, int]:
