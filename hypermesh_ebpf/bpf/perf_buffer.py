@@ -218,6 +218,8 @@ class _CpuBuffer:
         if end > self._size:
             raw += bytes(self._data[: end - self._size])
         self._control[_TAIL] = head
+        if (alike := _take_alike(raw)) is not None:
+            return alike
         records: list[Record] = []
         at, start = 0, _RECORD.size
         while at < len(raw):
@@ -241,6 +243,24 @@ class _CpuBuffer:
         self._data.release()
         self._map.close()
         os.close(self.fd)
+
+
+def _take_alike(raw: bytes) -> list[Record] | None:
+    """Samples of one length, all at once; None where there is anything else among them."""
+    if not raw:
+        return []
+    _kind, _misc, length, _time, _size = _RECORD.unpack_from(raw)
+    room = length - _RECORD.size
+    if len(raw) % length or room < 0:
+        return None
+    items = struct.iter_unpack(f"{_RECORD.format}{room}s", raw)
+    kinds, _miscs, lengths, times, sizes, payloads = zip(*items, strict=True)
+    # If the first is so long, the next header is where it was looked for, and so on.
+    if set(kinds) != {_RECORD_SAMPLE} or set(lengths) != {length}:
+        return None
+    if set(sizes) != {room}:
+        payloads = tuple(p[:size] for p, size in zip(payloads, sizes, strict=True))
+    return list(zip(times, payloads, strict=True))
 
 
 def read_lost(raw: bytes, at: int = 0) -> int:
