@@ -63,7 +63,7 @@ class RingBuffer:
     however fast records keep coming; they are thereby consumed.  ``fill`` is the share of the ring,
     0 to 1, that the last read found in use.  Not for several threads at once.  Does not own the
     descriptor; :meth:`close` gives the mappings back.  Raises MapError where the kernel refuses
-    the mapping.
+    the mapping, and on reading a ring that overwrites what was not read.
     """
 
     def __init__(self, fd: int, size: int, *, in_order: bool | None = None) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import compress
 from typing import Any, Protocol, TypeVar
 
+from hypermesh_ebpf.errors import MapError
+
 HEADER = 8
 BUSY, DISCARD = 1 << 31, 1 << 30
 LENGTH = DISCARD - 1
@@ -61,8 +63,18 @@ class RingMapping:
         self.words = self.data.cast("I")
 
     def waiting(self) -> int:
-        """How many bytes of records there are, those that are not submitted yet included."""
+        """How many bytes of records there are, those that are not submitted yet included.
+
+        Raises MapError for a ring that overwrites what was not read (BPF_F_RB_OVERWRITE, Linux
+        6.19): where its records begin cannot be told without a race.
+        """
         length: int = self._made[0] - self._taken[0]
+        if length > self.size:
+            raise MapError(
+                "read the ring buffer",
+                "records were overwritten before they were read",
+                "create the map without BPF_F_RB_OVERWRITE",
+            )
         self.fill = length / self.size
         return length
 
