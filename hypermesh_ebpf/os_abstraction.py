@@ -38,6 +38,7 @@ from hypermesh_ebpf.worker import Report
 
 if TYPE_CHECKING:
     from hypermesh_ebpf.bpf.columns import MapColumns
+    from hypermesh_ebpf.event_buffer import EventBuffer
 
 HISTORY = 300
 """How many readings each program keeps."""
@@ -96,6 +97,7 @@ class _Loaded:
     programs: ProgramSet
     metric_type: str | None
     stats_fd: int | None = None
+    buffers: list[EventBuffer] = field(default_factory=list)
     lock: Any = field(default_factory=threading.RLock)
     history: deque[EbpfMetrics] = field(default_factory=lambda: deque(maxlen=HISTORY))
 
@@ -280,6 +282,19 @@ class EbpfAbstraction:
                 )
             return TypedMap(*maps[name]).columns()
 
+    def open_ebpf_events(self, handle: EbpfHandle, name: str | None = None) -> EventBuffer:
+        """The handle's ring or perf buffer of that name, or its only one, to be read.
+
+        It is closed with the handle at the latest.  Raises InvalidHandle, UsageError where there is
+        no such buffer, MapError, MissingPrivilege.
+        """
+        from hypermesh_ebpf.event_buffer import EventBuffer, choose_buffer
+
+        with self._using(handle, "open the events of") as loaded:
+            buffer = EventBuffer(*choose_buffer(loaded.programs.maps, name, loaded.programs.name))
+            loaded.buffers.append(buffer)
+            return buffer
+
     def last_ebpf_metrics(self, handle: EbpfHandle) -> EbpfMetrics | None:
         """The last reading, without another one; None before the first.  Raises InvalidHandle."""
         with self._using(handle, "read") as loaded:
@@ -305,6 +320,8 @@ class EbpfAbstraction:
             if loaded.stats_fd is not None:
                 undo.callback(os.close, loaded.stats_fd)
             undo.callback(self._loader.unload, loaded.programs)
+            for buffer in loaded.buffers:
+                undo.callback(buffer.close)
 
     def list_programs(self) -> list[LoadedProgram]:
         """All programs of all handles.  ``hmebpf list`` shows everybody's."""
@@ -333,6 +350,8 @@ class EbpfAbstraction:
                 if each.stats_fd is not None:
                     undo.callback(os.close, each.stats_fd)
             undo.callback(self._loader.close)
+            for buffer in (buffer for each in loaded.values() for buffer in each.buffers):
+                undo.callback(buffer.close)
 
     def __enter__(self) -> EbpfAbstraction:
         return self

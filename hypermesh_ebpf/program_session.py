@@ -23,7 +23,8 @@ from hypermesh_ebpf.bpf.statistics import switch_statistics_on
 from hypermesh_ebpf.errors import UsageError
 from hypermesh_ebpf.guard import Guard
 from hypermesh_ebpf.loader import Loader
-from hypermesh_ebpf.metrics.sample import Event, Loss, Row, Sample, Start
+from hypermesh_ebpf.metrics.event_log import EventLog
+from hypermesh_ebpf.metrics.sample import Loss, Row, Sample, Start
 from hypermesh_ebpf.program_set import Program, ProgramSet, Source
 from hypermesh_ebpf.program_view import make_view
 from hypermesh_ebpf.watching import count_missed
@@ -75,7 +76,7 @@ class ProgramSession:
         """The guard that detaches if this process dies; None where the kernel does so itself."""
         return self._loader.guard
 
-    def events(self) -> list[Event]:
+    def events(self) -> EventLog:
         """What came in ring and perf buffers since the last call."""
         return self._collector.events()
 

@@ -15,11 +15,13 @@ from typing import Any, cast
 from hypermesh_ebpf.bpf import map_types
 from hypermesh_ebpf.bpf.maps import TypedMap
 from hypermesh_ebpf.bpf.perf_buffer import PerfBuffer
+from hypermesh_ebpf.bpf.record_shape import make_shape
 from hypermesh_ebpf.bpf.ring import RingBuffer
 from hypermesh_ebpf.bpf.spec import PERF_COUNTERS, MapSpec
 from hypermesh_ebpf.bpf.types import flatten, parse_type
 from hypermesh_ebpf.metrics.counted import Chained
-from hypermesh_ebpf.metrics.sample import Event, Histogram, Row, Table
+from hypermesh_ebpf.metrics.event_log import EventLog, Records
+from hypermesh_ebpf.metrics.sample import Histogram, Row, Table
 from hypermesh_ebpf.monitors.declaration import Column, Monitor, Reading
 from hypermesh_ebpf.program_tables import ShownMap, column_kind
 
@@ -66,7 +68,7 @@ class ProgramCollector:
         self.maps: list[ShownMap] = []
         self.rings: list[_Stream] = []
         self._name = name
-        self._pending: list[Event] = []
+        self._pending: list[Records] = []
         self._read_at = time.monotonic()
         try:
             for spec, fd in maps:
@@ -86,18 +88,23 @@ class ProgramCollector:
         while self.rings:
             self.rings.pop().close()
 
-    def events(self) -> list[Event]:
+    def events(self) -> EventLog:
         """What came since the last call, each buffer's oldest first."""
-        self.drain()
+        self._take()
         found, self._pending = self._pending, []
-        return found
+        return EventLog(found)
 
     def drain(self) -> None:
         """Take what is in the buffers; the last events are kept for a caller of events()."""
+        # Only what an earlier call took: who reads events after each sample gets all of them.
+        while sum(len(part.rows) for part in self._pending) > _PENDING:
+            del self._pending[0]
+        self._take()
+
+    def _take(self) -> None:
         for ring in self.rings:
-            now = time.time()
-            self._pending += [Event(now, self._name, fields) for fields in ring.read()]
-        del self._pending[:-_PENDING]
+            if rows := ring.read():
+                self._pending.append(Records(time.time(), self._name, ring.shape, rows))
 
     def collect(self) -> Reading:
         """What is in the maps now, with rates since the last call."""
@@ -144,15 +151,13 @@ def _is_stream(spec: MapSpec) -> bool:
 
 
 class _Stream:
-    """A ring or perf buffer whose records are decoded."""
+    """A ring or perf buffer whose records are taken apart; ``shape`` makes events of them."""
 
     def __init__(self, spec: MapSpec, fd: int) -> None:
-        self._map = spec.name
-        self._type = parse_type(spec.value_desc) if spec.value_desc is not None else None
-        self._names: dict[str, str] = {
-            name: name + "_" if name in _NOT_FOR_EVENTS else name
-            for name in (self._type.members if self._type else ())
-        }
+        type_ = parse_type(spec.value_desc) if spec.value_desc is not None else None
+        names = {name: name + "_" for name in _NOT_FOR_EVENTS}
+        self.shape = make_shape(type_, {"map": spec.name}, names)
+        self._size = type_.size if type_ else 0
         self._counts_lost = spec.type == map_types.PERF_EVENT_ARRAY
         self._buffer: RingBuffer | PerfBuffer
         self._buffer = PerfBuffer(fd) if self._counts_lost else RingBuffer(fd, spec.max_entries)
@@ -160,29 +165,25 @@ class _Stream:
     @property
     def fields(self) -> list[str]:
         """The fields of an event, flat, without the buffer's name."""
-        example: dict[str, Any] = self._decode(bytes(self._type.size if self._type else 0))
-        return [name for name in flatten("", example) if name != "map"]
+        empty = bytes(self._size)
+        row = self.shape.layout.unpack(empty) if self._size else empty
+        return [name for name in flatten("", {**self.shape.fields(row)}) if name != "map"]
 
     @property
     def lost(self) -> int | None:
         """Records that found no room; None where the kernel does not count them (ring buffers)."""
         return cast(PerfBuffer, self._buffer).lost if self._counts_lost else None
 
+    @property
+    def fill(self) -> float:
+        """The share of the buffer that the last read found in use."""
+        return self._buffer.fill
+
     def fileno(self) -> int:
         return int(self._buffer.fileno())
 
-    def read(self) -> list[dict[str, Any]]:
-        return [self._decode(record) for record in self._buffer.read()]
+    def read(self) -> list[tuple[Any, ...] | bytes]:
+        return self._buffer.unpack(self.shape.layout)
 
     def close(self) -> None:
         self._buffer.close()
-
-    def _decode(self, record: bytes) -> dict[str, Any]:
-        """A record's fields; the bytes of what has no known type, or is shorter than it."""
-        if self._type is None or len(record) < self._type.size:
-            return {"map": self._map, "data": record.hex()}
-        value = self._type.decode(record)
-        if isinstance(value, dict):
-            named = {self._names.get(str(name), str(name)): each for name, each in value.items()}
-            return {"map": self._map, **named}
-        return {"map": self._map, "value": value}

@@ -18,14 +18,12 @@ from hypermesh_ebpf.metrics.sample import End, Event, Loss, Overhead, Sample, St
 from hypermesh_ebpf.monitors.declaration import Monitor, Options
 from hypermesh_ebpf.opening import Opening
 from hypermesh_ebpf.output.sink import OutputClosed, Sink, open_sink
+from hypermesh_ebpf.pace import Pace
 
 if TYPE_CHECKING:
     from hypermesh_ebpf.guard import Guard
     from hypermesh_ebpf.overhead import Limit
 
-# Between two looks at a ring buffer that has records: a storm then costs 50 wake-ups a second,
-# and 20 ms is not a delay that a reader notices.
-_BREATH_SECONDS = 0.02
 _LONGEST_SECONDS = 3600.0  # poll(2) counts milliseconds in an int: 24 days
 
 
@@ -61,14 +59,14 @@ class Watched(Protocol):
     def target(self) -> str | list[str]: ...
 
     @property
-    def rings(self) -> Sequence[HasFileno]:
+    def rings(self) -> Sequence[Buffer]:
         """Buffers that become readable when events come."""
         ...
 
     @property
     def guard(self) -> Guard | None: ...
 
-    def events(self) -> list[Event]: ...
+    def events(self) -> Sequence[Event]: ...
 
     def read(self) -> Sample: ...
 
@@ -83,8 +81,11 @@ class Watched(Protocol):
     def close(self) -> None: ...
 
 
-class HasFileno(Protocol):
-    """Something to poll."""
+class Buffer(Protocol):
+    """Something to poll; ``fill`` is the share of it, 0 to 1, that the last read found in use."""
+
+    @property
+    def fill(self) -> float: ...
 
     def fileno(self) -> int: ...
 
@@ -236,6 +237,7 @@ class _Loop:
         self._session, self._sink, self._run, self._stop = session, sink, run, stop
         self._limit, self.exceeded = limit, False
         self._shows_events = session.monitor.events == "always" or run.events
+        self._pace = Pace()
         self._counted = Loss(None, None, None)  # by the kernel, as of the last reading
         if limit is not None:
             limit.watch(session, self._note)
@@ -292,6 +294,7 @@ class _Loop:
         guard = self._session.guard
         if guard is not None:
             poll.register(guard.fileno(), select.POLLIN)
+        pace = self._pace
         while (left := wake - time.monotonic()) > 0:
             ready = {fd for fd, _event in poll.poll(min(left, _LONGEST_SECONDS) * 1000)}
             if self._stop.reason:
@@ -301,10 +304,13 @@ class _Loop:
                 guard.replace_if_dead()
                 poll.register(guard.fileno(), select.POLLIN)
             elif ready:
+                began = time.monotonic()
                 self._take_events()
-                pause = select.poll()
-                pause.register(self._stop.fileno(), select.POLLIN)
-                pause.poll(_BREATH_SECONDS * 1000)
+                fill = max((ring.fill for ring in self._session.rings), default=0.0)
+                if seconds := pace.pause(began, fill, time.monotonic()):
+                    pause = select.poll()
+                    pause.register(self._stop.fileno(), select.POLLIN)
+                    pause.poll(seconds * 1000)
         return self._stop.reason
 
     def _take_events(self) -> None:

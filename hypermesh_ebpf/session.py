@@ -69,13 +69,17 @@ class Session:
         return self._guard
 
     def events(self) -> list[Event]:
-        """What happened since the last call, oldest first."""
+        """What happened since the last call, oldest first.
+
+        All of it for who calls this after each :meth:`read`; else the last 100,000 and what came
+        since.
+        """
         self._drain()
         found, self._pending = self._pending, []
         return found
 
     def _drain(self) -> None:
-        """Take what is in the ring buffers; the last events are kept for a caller of events()."""
+        """Take what is in the ring buffers, for a caller of events()."""
         decode, name = self._collector.decode, self.monitor.name
         for ring in self.rings:
             for record in ring.read():
@@ -83,7 +87,6 @@ class Session:
                 if fields is not None:
                     moment = fields.pop("time")
                     self._pending.append(Event(moment, name, fields))
-        del self._pending[:-_MOST_PENDING]
 
     def read(self) -> Sample:
         """A reading of everything counted since attach, with rates since the last reading.
@@ -91,6 +94,7 @@ class Session:
         Raises MapError; TargetGone when an interface that was watched is no longer there.
         """
         self._check_targets()
+        del self._pending[:-_MOST_PENDING]  # not what comes now: that may be more in a storm
         self._drain()
         reading = self._collector.collect()
         now = time.monotonic()

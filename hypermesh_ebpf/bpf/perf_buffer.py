@@ -28,12 +28,15 @@ from collections.abc import Callable
 from fcntl import ioctl
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hypermesh_ebpf.bpf.libbpf import BPF_ANY, check, libbpf
 from hypermesh_ebpf.bpf.map_types import PERF_EVENT_ARRAY
 from hypermesh_ebpf.errors import HmebpfError, MapError, MissingPrivilege, describe_errno
 from hypermesh_ebpf.host.architecture import perf_event_open_number
+
+if TYPE_CHECKING:
+    from hypermesh_ebpf.bpf.record_columns import Columns, RecordColumns
 
 PAGES = 64
 """Pages of records for each CPU unless told otherwise: 256 KiB where a page has 4."""
@@ -93,6 +96,23 @@ class PerfBuffer:
             raise _open_error(error) from error
         records.sort(key=itemgetter(0))
         return [payload for _time, payload in records]
+
+    def unpack(self, layout: struct.Struct) -> list[tuple[Any, ...] | bytes]:
+        """The records' items as ``layout`` has them; a record that is too short for it as bytes."""
+        size, unpack = layout.size, layout.unpack_from
+        return [unpack(raw) if len(raw) >= size else raw for raw in self.read()]
+
+    def read_columns(self, columns: RecordColumns) -> Columns:
+        """The records as one numpy array for each member; too short ones are counted there."""
+        return columns.join(self.read())
+
+    @property
+    def fill(self) -> float:
+        """The share of the fullest CPU's buffer that the last read found in use.
+
+        Where libbpf reads it is not known, and 0.
+        """
+        return self._reader.fill
 
     @property
     def lost(self) -> int:
@@ -186,6 +206,10 @@ class _CpuBuffer:
         """Where the kernel will write next."""
         return int(self._control[_HEAD])
 
+    def fill(self, head: int) -> float:
+        """The share of the buffer that records before ``head`` take."""
+        return (head - int(self._control[_TAIL])) / self._size
+
     def take(self, head: int) -> list[Record]:
         """The records before ``head``, which are thereby consumed."""
         tail = int(self._control[_TAIL])
@@ -194,6 +218,8 @@ class _CpuBuffer:
         if end > self._size:
             raw += bytes(self._data[: end - self._size])
         self._control[_TAIL] = head
+        if (alike := _take_alike(raw)) is not None:
+            return alike
         records: list[Record] = []
         at, start = 0, _RECORD.size
         while at < len(raw):
@@ -219,6 +245,24 @@ class _CpuBuffer:
         os.close(self.fd)
 
 
+def _take_alike(raw: bytes) -> list[Record] | None:
+    """Samples of one length, all at once; None where there is anything else among them."""
+    if not raw:
+        return []
+    _kind, _misc, length, _time, _size = _RECORD.unpack_from(raw)
+    room = length - _RECORD.size
+    if len(raw) % length or room < 0:
+        return None
+    items = struct.iter_unpack(f"{_RECORD.format}{room}s", raw)
+    kinds, _miscs, lengths, times, sizes, payloads = zip(*items, strict=True)
+    # If the first is so long, the next header is where it was looked for, and so on.
+    if set(kinds) != {_RECORD_SAMPLE} or set(lengths) != {length}:
+        return None
+    if set(sizes) != {room}:
+        payloads = tuple(p[:size] for p, size in zip(payloads, sizes, strict=True))
+    return list(zip(times, payloads, strict=True))
+
+
 def read_lost(raw: bytes, at: int = 0) -> int:
     """How many records the record of type PERF_RECORD_LOST at an offset stands for."""
     (lost,) = struct.unpack_from("=Q", raw, at + 16)  # behind the header and an id
@@ -234,6 +278,7 @@ class _MappedReader:
         self._online: list[int] = []
         self._gone: list[Record] = []  # of CPUs that were switched off
         self._lost_before = 0
+        self.fill = 0.0
         self._epoll = select.epoll()
         try:
             self._follow_cpus()
@@ -249,6 +294,7 @@ class _MappedReader:
         records, self._gone = self._gone, []
         # All positions first, so that reading one CPU's does not favour another's later records.
         heads = [(buffer, buffer.head) for buffer in self._buffers.values()]
+        self.fill = max((buffer.fill(head) for buffer, head in heads), default=0.0)
         for buffer, head in heads:
             records.extend(buffer.take(head))
         return records
@@ -312,7 +358,7 @@ class _LibbpfReader:
 
     def __init__(self, fd: int, pages: int) -> None:
         self._records: list[Record] = []
-        self.lost = 0
+        self.lost, self.fill = 0, 0.0
 
         def take(_context: Any, _cpu: int, address: int) -> int:
             head = ct.string_at(address, _RECORD.size)

@@ -4,40 +4,66 @@ The kernel maps a consumer page (ours to write), a producer page and the data ar
 so that a record is contiguous even where it wraps.  A record is an 8-byte header - length with two
 flag bits, page offset - and its payload, rounded up to 8 (kernel/bpf/ringbuf.c, since Linux 5.8).
 
-Memory ordering: the producer publishes a record by storing its header after the payload, and space
-by advancing the producer position after the header's busy bit was set (smp_store_release, xchg).
-We read the position before headers and a header before its payload, and store our own position
-after all copies.  x86-64 keeps loads in order among themselves and never moves a store before an
-earlier load, and CPython reads and writes an aligned 8-byte item with one instruction, so no
-barrier is missing. Weaker machines, arm64 among them, need an acquire load that Python cannot ask
-for: there libbpf's ``ring_buffer__consume`` reads.
+Memory ordering.  The kernel reserves a record under the ring's lock: it stores the header with the
+busy bit and then the producer position (smp_store_release).  It commits a record by exchanging the
+header for one without that bit (xchg, a full barrier), after the payload.  It reserves only what
+lies behind the consumer position (smp_load_acquire).  So a reader has to
+
+1. load the producer position before any header: no header before that position is older than the
+   reservation;
+2. load each header once, decide by that value alone, and load the payload afterwards: a payload
+   that was loaded before its header was seen to be committed may be half written;
+3. store the consumer position after the last load of a payload: what lies before it may be
+   written over at once.
+
+Both ways of reading (:mod:`hypermesh_ebpf.bpf.ring_mapping` without numpy,
+:mod:`hypermesh_ebpf.bpf.ring_columns` with it) work in these phases for each stretch of the ring:
+headers are loaded into objects of our own, then all payloads are copied at once, then the position
+is stored.  Nothing looks at a header, or at the shared memory at all, after that.  CPython and
+numpy do each phase in calls of compiled code of their own, so no compiler can mix them; an aligned
+item of 4 or 8 bytes is one load or store (memoryview's ``Q`` and ``I``, numpy's strided copies);
+and the order of loads within a copy of payloads does not matter.
+
+- x86-64 keeps loads in order among themselves, those of string and vector instructions against
+  earlier and later instructions included, and never moves a store before an earlier load: in
+  program order the three rules hold, and no barrier is missing.
+- arm64 may satisfy a later load first, even behind a branch that depends on the earlier one, and
+  may let a store overtake an earlier load.  Rules 1 and 2 want load-acquire there, rule 3 wants
+  store-release, and Python can ask for neither.  So there, and on every other machine,
+  libbpf's ``ring_buffer__consume`` reads, for columns, too.
+
+The positions are ``unsigned long``: 64 bits on x86-64, where they never wrap.  A kernel of 32 bits
+is not x86-64, and libbpf reads.
 """
 
 from __future__ import annotations
 
 import ctypes as ct
 import errno
-import mmap
 import os
 import platform
 import struct
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from hypermesh_ebpf.bpf.libbpf import check, libbpf
+from hypermesh_ebpf.bpf.ring_mapping import HEADER, Piece, RingMapping, find_pieces
 from hypermesh_ebpf.errors import MapError, describe_errno
 
-_BUSY, _DISCARD = 1 << 31, 1 << 30
-_LENGTH = _DISCARD - 1
-_HEADER = 8
+if TYPE_CHECKING:
+    from hypermesh_ebpf.bpf.record_columns import Columns, RecordColumns
+
 _SAMPLE_CALLBACK = ct.CFUNCTYPE(ct.c_int, ct.c_void_p, ct.c_void_p, ct.c_size_t)
 
 
 class RingBuffer:
     """A BPF_MAP_TYPE_RINGBUF map as a source of records; wait for ``fileno()`` to be readable.
 
-    Does not own the descriptor; :meth:`close` gives the mappings back.  Raises MapError where the
-    kernel refuses the mapping.
+    Each read takes what was complete when it began, oldest first, and no more than the ring holds,
+    however fast records keep coming; they are thereby consumed.  ``fill`` is the share of the ring,
+    0 to 1, that the last read found in use.  Not for several threads at once.  Does not own the
+    descriptor; :meth:`close` gives the mappings back.  Raises MapError where the kernel refuses
+    the mapping, and on reading a ring that overwrites what was not read.
     """
 
     def __init__(self, fd: int, size: int, *, in_order: bool | None = None) -> None:
@@ -47,7 +73,7 @@ class RingBuffer:
             in_order = platform.machine() in ("x86_64", "AMD64")
         reader = _MappedReader if in_order else _LibbpfReader
         try:
-            self._reader = reader(fd, size)
+            self._reader: _MappedReader | _LibbpfReader = reader(fd, size)
         except OSError as error:
             number = error.errno or 0
             raise MapError(
@@ -60,50 +86,71 @@ class RingBuffer:
     def fileno(self) -> int:
         return self._fd
 
+    @property
+    def fill(self) -> float:
+        return self._reader.fill
+
     def read(self) -> list[bytes]:
-        """The payloads of all complete records, oldest first, which are thereby consumed."""
+        """The records' payloads."""
         return self._reader.read()
+
+    def unpack(self, layout: struct.Struct) -> list[tuple[Any, ...] | bytes]:
+        """The records' items as ``layout`` has them; a record that is too short for it as bytes.
+
+        What a record has behind the layout is left out.
+        """
+        return self._reader.unpack(layout)
+
+    def read_columns(self, columns: RecordColumns) -> Columns:
+        """The records as one numpy array for each member, copied out of the ring.
+
+        Records that are too short are left out, and counted in ``columns.short``; what a record has
+        behind its last member is left out.
+        """
+        return self._reader.read_columns(columns)
 
     def close(self) -> None:
         self._reader.close()
 
 
 class _MappedReader:
-    """Walks the records in our own mapping of the ring."""
+    """Reads in our own mapping of the ring."""
 
     def __init__(self, fd: int, size: int) -> None:
-        page = mmap.PAGESIZE
-        self._size = size
-        self._consumer = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        self._producer = mmap.mmap(
-            fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page
-        )
-        # Views of 8-byte items: one aligned load or store each.
-        self._taken = memoryview(self._consumer).cast("Q")
-        self._made = memoryview(self._producer).cast("Q")
-        self._data = memoryview(self._producer)[page:]
+        self._mapping = RingMapping(fd, size)
+
+    @property
+    def fill(self) -> float:
+        return self._mapping.fill
 
     def read(self) -> list[bytes]:
         records: list[bytes] = []
-        data, mask = self._data, self._size - 1
-        position, end = self._taken[0], self._made[0]
-        while position < end:
-            at = position & mask
-            (header,) = struct.unpack_from("=I", data, at)
-            if header & _BUSY:
-                break  # reserved and not yet submitted; what comes behind it has to wait
-            length = header & _LENGTH
-            if not header & _DISCARD:
-                records.append(bytes(data[at + _HEADER : at + _HEADER + length]))
-            position += (_HEADER + length + 7) & ~7
-        self._taken[0] = position
+        for raw, pieces in self._take():
+            for piece in pieces:
+                records += piece.cut(raw)
         return records
 
+    def unpack(self, layout: struct.Struct) -> list[tuple[Any, ...] | bytes]:
+        records: list[tuple[Any, ...] | bytes] = []
+        for raw, pieces in self._take():
+            for piece in pieces:
+                records += piece.unpack(raw, layout)
+        return records
+
+    def read_columns(self, columns: RecordColumns) -> Columns:
+        from hypermesh_ebpf.bpf.ring_columns import find_records, lay_over
+
+        length = self._mapping.waiting()
+        found = columns.begin(length // (HEADER + columns.dtype.itemsize))
+        for raw, records in self._mapping.take(find_records, length):
+            found.add(*lay_over(raw, records, columns.dtype))
+        return found.finish()
+
+    def _take(self) -> Iterator[tuple[bytes, Sequence[Piece]]]:
+        return self._mapping.take(find_pieces, self._mapping.waiting())
+
     def close(self) -> None:
-        for view in (self._taken, self._made, self._data):
-            view.release()
-        self._consumer.close()
-        self._producer.close()
+        self._mapping.close()
 
 
 class _LibbpfReader:
@@ -112,10 +159,11 @@ class _LibbpfReader:
     def __init__(self, fd: int, size: int) -> None:
         self._records: list[bytes] = []
         self._room = 0
+        self.fill = 0.0
 
         def take(_context: Any, data: int, length: int) -> int:
             self._records.append(ct.string_at(data, length))
-            self._room -= _HEADER + length
+            self._room -= HEADER + length
             # libbpf goes on while records come: as many as fit into the ring are enough for once,
             # or a program that makes them faster than we take them would never let us go.
             return 0 if self._room > 0 else -errno.ECANCELED
@@ -133,8 +181,16 @@ class _LibbpfReader:
         except OSError as error:
             if error.errno != errno.ECANCELED:
                 raise
+        self.fill = 1 - max(self._room, 0) / self._size
         records, self._records = self._records, []
         return records
+
+    def unpack(self, layout: struct.Struct) -> list[tuple[Any, ...] | bytes]:
+        size, unpack = layout.size, layout.unpack_from
+        return [unpack(raw) if len(raw) >= size else raw for raw in self.read()]
+
+    def read_columns(self, columns: RecordColumns) -> Columns:
+        return columns.join(self.read())
 
     def close(self) -> None:
         libbpf().ring_buffer__free(self._ring)

@@ -10,6 +10,7 @@ import ctypes
 import os
 import re
 import time
+from functools import lru_cache
 
 from hypermesh_ebpf.host.filesystems import CGROUP2, find_mount
 
@@ -87,6 +88,7 @@ def _open_by_id(root: str, cgroup_id: int) -> str | None:
         os.close(mount)
 
 
+@lru_cache(maxsize=1024)
 def find_container(path: str | None) -> str | None:
     """The short id of the container that a control group's path names, None if it names none."""
     match = _CONTAINER.search(path) if path else None

@@ -56,7 +56,7 @@ _NO_BTF_FIELDS = tuple(name for name in _FIELDS if name not in ("ppid", "parent"
 
 def _text(raw: bytes) -> str:
     """A C string as the file system's text, whatever bytes it has."""
-    return os.fsdecode(raw.split(b"\0", 1)[0])
+    return os.fsdecode(raw[: raw.index(0)] if 0 in raw else raw)
 
 
 class _Collector:
@@ -108,7 +108,7 @@ class _Collector:
             filename,
         ) = _RECORD.unpack_from(record)
         raw = record[_RECORD.size : _RECORD.size + args_length]
-        args = [os.fsdecode(arg) for arg in raw.removesuffix(b"\0").split(b"\0")] if raw else []
+        args = os.fsdecode(raw.removesuffix(b"\0")).split("\0") if raw else []
         unread = flags & _UNREADABLE and not flags & _ARGS_FROM_STACK and argv_at
         known = call < len(_CALLS)  # the sched rung sees neither the call nor its beginning
         cgroup = self._cgroups.find(cgroup_id)

@@ -8,15 +8,18 @@ names are escaped as the tables escape them.  Unknown is empty.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from io import StringIO
+from itertools import chain
 from typing import Any
 
 from hypermesh_ebpf.errors import OutputError
+from hypermesh_ebpf.metrics.event_log import EventLog, Records
 from hypermesh_ebpf.metrics.sample import End, Event, Sample, Start
 from hypermesh_ebpf.monitors.declaration import Monitor, Options
 from hypermesh_ebpf.output.draw import format_text
 from hypermesh_ebpf.output.json import format_time
+from hypermesh_ebpf.output.record_lines import CsvRows
 from hypermesh_ebpf.output.writer import OutputClosed, Writer
 
 
@@ -67,6 +70,7 @@ class CsvSink:
         self._flat_event = monitor.flatten_event
         if show_events:
             self._fields = [name for name in event_fields(monitor) if name != "time"]
+            self._records = CsvRows(self._fields, self._flat_event or dict, _cell)
         else:
             self._fields = [
                 name for name in row_fields(monitor, options) if name not in ("time", "target")
@@ -81,22 +85,29 @@ class CsvSink:
     def events(self, events: Sequence[Event]) -> None:
         if not self._show_events or not events:
             return
-        fields, flat = self._fields, self._flat_event
+        parts = events.parts if isinstance(events, EventLog) else [events]
         try:
-            self._write(
-                [
-                    [
-                        format_time(event.time),
-                        *[_cell(row.get(name)) for name in fields],
-                        *([event.fields.get("stands_for", 1)] if self._limited else ()),
-                    ]
-                    for event in events
-                    for row in [flat(event.fields) if flat else event.fields]
-                ]
-            )
+            self._write(list(chain.from_iterable(map(self._cells, parts))))
         except (OutputClosed, OutputError):
             self.lost += len(events)
             raise
+
+    def _cells(self, part: Records | Sequence[Event]) -> Iterable[Sequence[Any]]:
+        if isinstance(part, Records):
+            cells = self._records.rows(part, format_time(part.time)) if part.regular else None
+            if cells is not None:
+                # A user's programs are not sampled: each record stands for itself.
+                return ([*row, 1] for row in cells) if self._limited else cells
+        fields, flat = self._fields, self._flat_event
+        return (
+            [
+                format_time(event.time),
+                *[_cell(row.get(name)) for name in fields],
+                *([event.fields.get("stands_for", 1)] if self._limited else ()),
+            ]
+            for event in (part.events() if isinstance(part, Records) else part)
+            for row in [flat(event.fields) if flat else event.fields]
+        )
 
     def sample(self, sample: Sample) -> None:
         if self._show_events:

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
+from itertools import islice
 from json.encoder import JSONEncoder
 from typing import Any
 
 from hypermesh_ebpf.errors import OutputError
+from hypermesh_ebpf.metrics.event_log import EventLog, Records
 from hypermesh_ebpf.metrics.sample import End, Event, Histogram, Overhead, Sample, Start
+from hypermesh_ebpf.output.record_lines import JsonLines
 from hypermesh_ebpf.output.writer import OutputClosed, Writer
 
 _BATCH = 1000
@@ -47,6 +50,7 @@ class JsonSink:
             default=_plain,
         )
         self._encode = encoder.encode
+        self._records = JsonLines(self._encode_finite)
         self._charset = "ascii" if terminal else "utf-8"
 
     def start(self, start: Start) -> None:
@@ -65,10 +69,27 @@ class JsonSink:
         )
 
     def events(self, events: Sequence[Event]) -> None:
-        for first in range(0, len(events), _BATCH):
-            batch = events[first : first + _BATCH]
-            try:
-                self._write(
+        left = len(events)
+        try:
+            for texts in self._batches(events):
+                self._write_lines(texts)
+                left -= len(texts)
+        except (OutputClosed, OutputError):
+            self.lost += left
+            raise
+
+    def _batches(self, events: Sequence[Event]) -> Iterator[list[str]]:
+        """The events' lines, so many at a time that a reader sees them soon."""
+        parts = events.parts if isinstance(events, EventLog) else [events]
+        for part in parts:
+            if isinstance(part, Records) and part.regular:
+                head = {"type": "event", "time": format_time(part.time), "monitor": part.monitor}
+                for first in range(0, len(part.rows), _BATCH):
+                    yield self._records.lines(part, part.rows[first : first + _BATCH], head)
+                continue
+            each = iter(part.events() if isinstance(part, Records) else part)
+            while batch := list(islice(each, _BATCH)):
+                yield self._encode_all(
                     [
                         {
                             "type": "event",
@@ -79,9 +100,6 @@ class JsonSink:
                         for event in batch
                     ]
                 )
-            except (OutputClosed, OutputError):
-                self.lost += len(events) - first
-                raise
 
     def sample(self, sample: Sample) -> None:
         line: dict[str, Any] = {
@@ -124,12 +142,20 @@ class JsonSink:
         """Nothing is held back, so there is nothing to do."""
 
     def _write(self, objects: list[dict[str, Any]]) -> None:
+        self._write_lines(self._encode_all(objects))
+
+    def _encode_all(self, objects: list[dict[str, Any]]) -> list[str]:
         encode = self._encode
         try:
-            text = "\n".join([encode(each) for each in objects])
+            return [encode(each) for each in objects]
         except ValueError:  # NaN or an infinity somewhere: JSON has no word for them
-            text = "\n".join([encode(_finite(each)) for each in objects])
-        self._writer.write((text + "\n").encode(self._charset, "hmebpf-json"))
+            return [encode(_finite(each)) for each in objects]
+
+    def _encode_finite(self, value: Any) -> str:
+        return self._encode_all([value])[0]
+
+    def _write_lines(self, lines: list[str]) -> None:
+        self._writer.write(("\n".join(lines) + "\n").encode(self._charset, "hmebpf-json"))
 
 
 def _overhead(overhead: Overhead | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import platform
 import select
@@ -90,8 +91,8 @@ class Producer:
     def __init__(self, programs: Programs, in_order: bool) -> None:
         self._programs = programs
         spec = programs.maps["ring"].spec
-        self.size = spec.max_entries
-        self.ring = RingBuffer(programs.maps["ring"].fd, self.size, in_order=in_order)
+        self.size, self.descriptor = spec.max_entries, programs.maps["ring"].fd
+        self.ring = RingBuffer(self.descriptor, self.size, in_order=in_order)
 
     def produce(self, count: int, producer: int = 0) -> None:
         assert run_program(self._programs.programs["produce"], bytes([producer]), count) == 2
@@ -208,6 +209,20 @@ def test_map_that_is_no_ring_is_an_error(in_order: bool) -> None:
     ):
         RingBuffer(map_.fd, 4096, in_order=in_order)
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("in_order", [IN_ORDER])
+def test_records_that_were_overwritten_are_an_error(source: Producer) -> None:
+    """As in a ring that does not wait for its reader: here it is the reader who goes back."""
+    for _ in range(20):
+        source.produce(50)
+        source.ring.read()
+    fd = source.descriptor
+    with mmap.mmap(fd, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE) as page:
+        page[:8] = bytes(8)
+    with pytest.raises(MapError, match="were overwritten before they were read") as caught:
+        source.ring.read()
+    assert "BPF_F_RB_OVERWRITE" in str(caught.value.remedy)
 
 
 @both_readers

@@ -102,8 +102,10 @@ class Kernel:
             def fileno(self) -> int:
                 return self.fd
 
-            def read(self) -> list[bytes]:
-                return kernel.records.pop(self.fd, [])
+            def unpack(self, layout: struct.Struct) -> list[tuple[Any, ...] | bytes]:
+                records = kernel.records.pop(self.fd, [])
+                size, unpack = layout.size, layout.unpack_from
+                return [unpack(raw) if len(raw) >= size else raw for raw in records]
 
             def close(self) -> None:
                 kernel.records.clear()
@@ -525,3 +527,20 @@ def test_addresses_of_the_kernel_are_named() -> None:
     assert symbols.name(0x7F0000000000) is None, "of a process"
     assert KernelSymbols([b"0000000000000000 T _text"]).name(0xFFFFFFFF81000000) is None
     assert KernelSymbols([]).name(0xFFFFFFFF81000000) is None
+
+
+def test_a_storm_between_a_sample_and_its_events_is_not_dropped(kernel: Kernel) -> None:
+    """Who reads samples and events in turns gets all events; who never asks keeps few of them."""
+    _monitor, collector = view(spec("events", value=U32, kind=map_types.RINGBUF))
+    number = 150_000
+    for _ in range(2):
+        assert len(collector.events()) == 0
+        kernel.records[100] = [struct.pack("=I", n) for n in range(number)]
+        collector.drain()
+        kernel.records[100] = [struct.pack("=I", number)]
+        values = [event.fields["value"] for event in collector.events()]
+        assert values == list(range(number + 1))
+    for _ in range(5):
+        kernel.records[100] = [bytes(4)] * number
+        collector.drain()
+    assert len(collector.events()) <= 2 * number
