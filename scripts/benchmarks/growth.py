@@ -104,9 +104,9 @@ def _grow_interfaces(env: dict[str, str]) -> Growth:
 
 
 def _grow_monitors(env: dict[str, str]) -> Growth:
-    """exec-monitors that know nothing of each other."""
+    """exec-monitors that know nothing of each other, and see none of what the machine does."""
     start, cpu, memory, end = [], [], [], []
-    command = ours("exec", "-i", str(_INTERVAL), "-o", "json")
+    command = ours("exec", "--comm", "nobody", "-i", str(_INTERVAL), "-o", "json")
     for number in (1, *_MONITORS):
         say(f"growth: {number} monitors")
         with ExitStack() as stack:

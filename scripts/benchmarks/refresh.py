@@ -16,7 +16,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -29,6 +29,7 @@ _BUDGET_ROWS, _BUDGET_S = 1000, 0.010  # 1 % of a core
 _DRAWN = b"\x1b[J"  # once in every frame
 _BCC = "BCC script"
 _WINDOW = 3  # refreshes in a round
+_PAUSE = 0.3  # from a frame into the rest of its second
 
 
 class Tool:
@@ -72,14 +73,9 @@ class Tool:
         tasks = Path(f"/proc/{self._process.pid}/task").iterdir()
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
-    def per_refresh(self) -> float:
-        """CPU seconds of a refresh, over some of them."""
-        self.await_frames(1)
-        time.sleep(0.3)  # into the pause after it
-        frames, before = self.frames, self.cpu_seconds()
-        self.await_frames(_WINDOW)
-        time.sleep(0.3)
-        return (self.cpu_seconds() - before) / (self.frames - frames)
+    def mark(self) -> tuple[int, float]:
+        """Frames and CPU seconds so far."""
+        return self.frames, self.cpu_seconds()
 
     def __enter__(self) -> Tool:
         return self
@@ -92,6 +88,22 @@ class Tool:
             self._process.kill()
             self._process.wait()
         os.close(self._master)
+
+
+def _measure(tools: Mapping[str, Tool]) -> dict[str, float]:
+    """CPU seconds of a refresh of each, over some of them, all tools at once: they mostly sleep."""
+    for each in tools.values():
+        each.await_frames(1)
+    time.sleep(_PAUSE)
+    before = {name: each.mark() for name, each in tools.items()}
+    for each in tools.values():
+        each.await_frames(_WINDOW)
+    time.sleep(_PAUSE)
+    figures = {}
+    for name, each in tools.items():
+        frames, cpu = each.mark()
+        figures[name] = (cpu - before[name][1]) / (frames - before[name][0])
+    return figures
 
 
 def _fill(undo: ExitStack, tool: Tool, name: str, rows: int) -> None:
@@ -127,7 +139,7 @@ def run(settings: Settings) -> Iterator[Result]:
                 continue  # its map has room for 8,192
             say(f"{title}, {rows} rows")
             with ExitStack() as undo:
-                contenders = {}
+                contenders: dict[str, Tool] = {}
                 if title != "net-monitor":
                     contenders[_BCC] = undo.enter_context(Tool(bcc_script("top_rows")))
                     contenders[_BCC].await_frames(1)
@@ -135,12 +147,12 @@ def run(settings: Settings) -> Iterator[Result]:
                 contenders[OURS] = undo.enter_context(Tool(command))
                 contenders[OURS].await_frames(2)
                 _fill(undo, contenders[OURS], name, rows)
-                for each in contenders.values():
-                    each.await_frames(2)
-                figures = {
-                    each: [tool.per_refresh() for _ in range(settings.rounds)]
-                    for each, tool in contenders.items()
-                }
+                for tool in contenders.values():
+                    tool.await_frames(2)
+                figures: dict[str, list[float]] = {}
+                for _ in range(settings.rounds):
+                    for each, figure in _measure(contenders).items():
+                        figures.setdefault(each, []).append(figure)
             yield Result(
                 f"{title}, {rows:,} rows",
                 "s",

@@ -137,6 +137,8 @@ def _compare_exit(job: str, settings: Settings, env: Mapping[str, str]) -> Resul
     }
     rounds = take_turns(settings.rounds, contenders)
     note = "SIGINT, while it monitors, to the end of the process"
+    if job != "xdp":
+        note += "; the kernel ends tracepoints one by one, 40 ms each"
     return Result(f"Ctrl-C to exit, {JOBS[job]}", "s", rounds, BCC, limit=0.3, note=note)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import mmap
 import random
 import struct
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -282,3 +284,11 @@ def test_a_plain_number_is_the_column_value() -> None:
 def test_a_type_that_is_not_known_has_no_columns() -> None:
     with pytest.raises(ValueError, match="not known"):
         RecordColumns(parse_type(None, 0))
+
+
+def test_numpy_is_imported_for_columns_alone() -> None:
+    """It takes 0.1 s and 20 MB, which a run that writes JSON has no use for."""
+    modules = ("bpf.ring", "bpf.perf_buffer", "event_buffer", "program_session", "output.json")
+    imports = "; ".join(f"import hypermesh_ebpf.{name}" for name in modules)
+    code = f"import sys; {imports}; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
