@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import random
@@ -116,7 +117,15 @@ def records_of(name: str) -> list[bytes]:
     return raw + [each for each in raw for _ in range(2)]
 
 
-def write(kind: str, name: str, events: Any, monkeypatch: Any, *, terminal: bool = False) -> str:
+def write(
+    kind: str,
+    name: str,
+    events: Any,
+    monkeypatch: Any,
+    *,
+    terminal: bool = False,
+    limited: bool = False,
+) -> str:
     """What a sink makes of events of a ring buffer with records of that type."""
     Kernel(monkeypatch)
     described = MapSpec("events", map_types.RINGBUF, 0, 0, 4096, 0, None, TYPES[name])
@@ -124,7 +133,9 @@ def write(kind: str, name: str, events: Any, monkeypatch: Any, *, terminal: bool
     out = io.StringIO()
     if terminal:
         monkeypatch.setattr(out, "isatty", lambda: True)
-    sink = open_sink(kind, monitor, {}, interval=1, top=20, stream=out, show_events=True)
+    sink = open_sink(
+        kind, monitor, {}, interval=1, top=20, stream=out, show_events=True, limited=limited
+    )
     sink.start(Start(0.0, "prog.c", "lo", (), None, ()))
     for each in events:
         sink.events(each)
@@ -148,6 +159,18 @@ def test_a_batch_is_written_as_its_events_are(kind: str, name: str, monkeypatch:
     wanted = write(kind, name, singly, monkeypatch, terminal=terminal)
     assert write(kind, name, [EventLog([records])], monkeypatch, terminal=terminal) == wanted
     assert len(wanted.splitlines()) > len(records.rows)
+
+
+@pytest.mark.parametrize("name", list(TYPES))
+def test_each_stands_for_itself_where_overhead_is_limited(name: str, monkeypatch: Any) -> None:
+    records = take_apart(name, records_of(name))
+    plain = write("csv", name, [EventLog([records])], monkeypatch)
+    limited = write("csv", name, [EventLog([records])], monkeypatch, limited=True)
+    (head, *rows), (wanted_head, *wanted) = (
+        list(csv.reader(io.StringIO(text))) for text in (limited, plain)
+    )
+    assert head == [*wanted_head, "stands_for"]
+    assert rows == [[*row, "1"] for row in wanted]
 
 
 @pytest.mark.parametrize("name", list(TYPES))
