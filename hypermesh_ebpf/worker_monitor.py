@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from hypermesh_ebpf import log, monitors
@@ -32,6 +33,7 @@ from hypermesh_ebpf.host.ladder import Choice, choose_rung
 from hypermesh_ebpf.image.image import Image
 from hypermesh_ebpf.image.source import build_image, bundled_directory
 from hypermesh_ebpf.monitors.declaration import Hook, Monitor, Options, Rung
+from hypermesh_ebpf.side_by_side import call_side_by_side
 from hypermesh_ebpf.worker_process import Talk
 
 _BY_BTF_ID = ("fentry", "fexit")
@@ -115,7 +117,8 @@ class _Load:
 
     def __exit__(self, *exc: object) -> None:
         for target in self._targets:
-            for fd in target.attachments + target.program_fds + target.maps:
+            loaded = [fd for fd in target.program_fds if fd >= 0]
+            for fd in target.attachments + loaded + target.maps:
                 os.close(fd)
 
     def run(self, use_cache: bool, *, sampled: bool) -> None:
@@ -187,22 +190,25 @@ class _Load:
             key = bytes(4)
             fd = target.maps[names.index("settings")]
             check(libbpf().bpf_map_update_elem(fd, key, settings, BPF_ANY))
-        places: dict[tuple[str, str, int], int] = {}
+        wanted: dict[tuple[str, str, int], None] = {}
         for hook, resolved in hooks:
             btf_id = function_btf_id(resolved) or 0 if hook.kind in _BY_BTF_ID else 0
-            wanted = (hook.program, hook.kind, btf_id)
-            if wanted not in places:
-                places[wanted] = len(target.programs)
-                self._load_program(target, image, hook, btf_id)
-            target.at_hooks.append(places[wanted])
+            wanted[hook.program, hook.kind, btf_id] = None
+            target.at_hooks.append(list(wanted).index((hook.program, hook.kind, btf_id)))
+        target.program_fds += [-1] * len(wanted)
+        # The verifier takes its milliseconds on each CPU by itself.
+        loads = [partial(self._load_program, target, image, n, *w) for n, w in enumerate(wanted)]
+        call_side_by_side(loads, os.cpu_count() or 1)
+        for (name, kind, _btf_id), fd in zip(wanted, target.program_fds, strict=True):
+            info = read_program_info(fd)
+            target.programs.append({"name": name, "kind": kind, "id": info.id, "tag": info.tag})
 
-    def _load_program(self, target: _Target, image: Image, hook: Hook, btf_id: int) -> None:
-        program = image.program(hook.program)
-        fd = load_program(program, hook.kind, image.license, target.maps, btf_id)
-        target.program_fds.append(fd)
-        info = read_program_info(fd)
-        known = {"name": program.name, "kind": hook.kind, "id": info.id, "tag": info.tag}
-        target.programs.append(known)
+    def _load_program(
+        self, target: _Target, image: Image, number: int, name: str, kind: str, btf_id: int
+    ) -> None:
+        program = image.program(name)
+        fd = load_program(program, kind, image.license, target.maps, btf_id)
+        target.program_fds[number] = fd
 
     def _attach(self, target: _Target, hooks: list[tuple[Hook, str]]) -> None:
         for (hook, resolved), place in zip(hooks, target.at_hooks, strict=True):

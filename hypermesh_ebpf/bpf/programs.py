@@ -7,9 +7,9 @@ import errno
 import os
 import re
 import struct
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from hypermesh_ebpf.attach_type import EbpfAttachType
 from hypermesh_ebpf.bpf.libbpf import MapCreateOpts, ProgLoadOpts, check, libbpf
@@ -23,6 +23,7 @@ from hypermesh_ebpf.errors import (
     Unsupported,
     describe_errno,
 )
+from hypermesh_ebpf.side_by_side import call_side_by_side
 
 # cgroup's attach points: enum bpf_attach_type (include/uapi/linux/bpf.h)
 CGROUP_ATTACH_TYPES = {
@@ -296,13 +297,4 @@ def close_attachments(descriptors: Sequence[int]) -> None:
     A perf event's end waits 50 to 100 ms for RCU grace periods (tracepoint_synchronize_unregister()
     in kernel/trace/trace_event_perf.c); waits that overlap share them.
     """
-    if len(descriptors) < 2:
-        return close_all(descriptors)
-    threads = [
-        threading.Thread(target=close_all, args=(descriptors[first::_CLOSERS],))
-        for first in range(min(_CLOSERS, len(descriptors)))
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    call_side_by_side([partial(os.close, fd) for fd in descriptors], _CLOSERS)
