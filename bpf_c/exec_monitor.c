@@ -8,7 +8,7 @@
  * WITH_BTF adds what needs the kernel's structures: the parent, and arguments that could not be read
  * on entry.
  *
- * Costs some 3 us for each exec, which itself takes a few hundred; nothing on any other event.
+ * Costs some 2.5 us for each exec, which itself takes a few hundred; nothing on any other event.
  * A call is noted on entry (its strings may be gone when it ends) and reported when it ends: a success
  * by sched_process_exec, on every rung; a failure by the tracepoints sys_exit_execve[at] or by fexit.
  * These report a success, too, if it is still under way for them: on preemptible kernels (seen on 7.3)
@@ -252,7 +252,7 @@ static __always_inline void read_strings(struct exec *exec, u8 pointer_size)
 	exec->args_length = used;
 }
 
-/* A call is written straight into its task's place: copying 4.5 KB into a hash costs a third of all.
+/* A call is written straight into its task's place: copying 4.5 KB into a hash costs a quarter of all.
  * Tasks that share a place do as in net_monitor.c, which tells why that is safe. */
 static __always_inline struct place *place_of(u64 task)
 {

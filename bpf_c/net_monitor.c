@@ -40,6 +40,20 @@ enum rows_by { BY_PROCESS, BY_COMM, BY_CALL };
 
 enum count { LOST, INFLIGHT_FULL, ROWS_FULL, ERRNOS_FULL, BYTES_UNKNOWN, COUNTS };
 
+/* struct mmsghdr (include/linux/socket.h), of 64-bit programs. */
+struct message {
+	u64 header[7];
+	u32 length;
+	u32 unused;
+};
+
+/* Where they are read to, so many at a time; twice as long, for a number of which the verifier knows no
+ * more than that it has one bit more. */
+#define BLOCK 16
+struct block {
+	struct message messages[2 * BLOCK];
+};
+
 /* What the user asked for. */
 struct choices {
 	char comm[COMM_SIZE];
@@ -119,6 +133,8 @@ BPF_TABLE("percpu_hash", struct failure, u64, failures, ROWS);
 /* Calls under way: each in its thread's place, or, if that is taken by another thread, in the hash. */
 BPF_ARRAY(places, struct underway, PLACES);
 BPF_TABLE("hash", u64, struct underway, overflow, 16384);
+BPF_PERCPU_ARRAY(blocks, struct block, 1);
+BPF_ARRAY(zeroes, struct counter, 1); /* what a row begins with; on the stack it would take half of that */
 BPF_RINGBUF_OUTPUT(events, 256); /* pages: 1 MiB, some 3,000 events */
 #ifdef SAMPLED
 BPF_PERCPU_ARRAY(sampling, struct sampling, 1);
@@ -442,22 +458,36 @@ report(struct underway *underway, struct process *process, s64 ret, u64 end_ns)
 
 /* ---- return ----------------------------------------------------------------------------------- */
 
-/* How many bytes the messages had that sendmmsg or recvmmsg handled; struct mmsghdr has 64 bytes.
+/* How many bytes the messages had that sendmmsg or recvmmsg handled, sixteen at a time.
  *
  * The verifier walks through all rounds of the loop.  So that it does so once, nothing that it knows may
- * differ before the loop or after: their number is read from the map, of whose contents it knows
+ * differ before the loop or after: how many are left is kept in the map, of whose contents it knows
  * nothing, and there is no branch but the one that ends it. */
 static __always_inline u64 sum_messages(struct underway *underway, u64 number)
 {
-	volatile u64 *rounds = &underway->length;
-	u64 at = underway->at + 56, sum = 0, failures = 0;
-	u32 length = 0;
-	*rounds = number;
-	for (u32 i = 0; i < MAX_MESSAGES && i < *rounds; i++, at += 64) {
-		failures |= bpf_probe_read_user(&length, sizeof(length), (void *)at);
-		sum += length;
+	u32 zero = 0;
+	struct block *block = blocks.lookup(&zero);
+	if (!block)
+		return 0;
+	volatile u64 *left = &underway->length;
+	u64 at = underway->at, sum = 0, failures = 0;
+	*left = number;
+	for (u32 i = 0; i < MAX_MESSAGES / BLOCK && *left; i++) {
+		u64 beyond = *left - BLOCK, is_last = (s64)beyond >> 63; /* all ones or zero */
+		hide_from_clang(is_last);
+		u64 taken = (BLOCK + (beyond & is_last)) & (2 * BLOCK - 1);
+		u64 size = taken * sizeof(struct message);
+#pragma unroll
+		for (u32 j = 0; j < BLOCK; j++)
+			block->messages[j].length = 0;
+		failures |= bpf_probe_read_user(block, size, (void *)at);
+#pragma unroll
+		for (u32 j = 0; j < BLOCK; j++)
+			sum += block->messages[j].length;
+		*left -= taken;
+		at += size;
 	}
-	if (failures || *rounds > MAX_MESSAGES)
+	if (failures || *left)
 		count(BYTES_UNKNOWN);
 	return sum;
 }
@@ -485,8 +515,9 @@ static __always_inline void add_to_row(struct process *process, struct outcome *
 {
 	struct counter *row = rows.lookup(process);
 	if (!row) {
-		struct counter zero = {};
-		row = rows.lookup_or_try_init(process, &zero);
+		u32 first = 0;
+		struct counter *zero = zeroes.lookup(&first);
+		row = zero ? rows.lookup_or_try_init(process, zero) : NULL;
 		if (!row) {
 			count(ROWS_FULL);
 			return;
