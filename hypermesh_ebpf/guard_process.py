@@ -94,7 +94,7 @@ def _request(kind: int, flags: int, ifindex: int, attributes: bytes = b"") -> by
     return struct.pack("=IHHII", 16 + len(body), kind, flags | _NLM_F_REQUEST, 1, 0) + body
 
 
-def _acknowledged(netlink: _socket.socket, request: bytes) -> tuple[int, str]:
+def acknowledge(netlink: _socket.socket, request: bytes) -> tuple[int, str]:
     """Have a request done; (0, "") or the errno and the kernel's words."""
     netlink.send(request)
     answer = netlink.recv(16384)
@@ -133,7 +133,7 @@ def _detach(netlink: _socket.socket, ifindex: int, mode: int, prog_fd: int) -> t
     xdp += _attribute(_IFLA_XDP_FLAGS, struct.pack("=I", mode | _XDP_FLAGS_REPLACE))
     xdp += _attribute(_IFLA_XDP_EXPECTED_FD, struct.pack("=i", prog_fd))
     xdp = _attribute(_IFLA_XDP | _NLA_F_NESTED, xdp)
-    return _acknowledged(netlink, _request(_RTM_SETLINK, _NLM_F_ACK, ifindex, xdp))
+    return acknowledge(netlink, _request(_RTM_SETLINK, _NLM_F_ACK, ifindex, xdp))
 
 
 def remove(netlink: _socket.socket, ifindex: int, prog_fd: int) -> tuple[bytes, int, str]:
@@ -227,7 +227,7 @@ def remove_empty_clsact(netlink: _socket.socket, ifindex: int) -> None:
     if find_qdisc(netlink, ifindex) == b"clsact" and not any(
         list_filters(netlink, ifindex, side) for side in _CLSACT_SIDES
     ):
-        _acknowledged(
+        acknowledge(
             netlink,
             _traffic(
                 _RTM_DELQDISC, _NLM_F_ACK, ifindex, _CLSACT_HANDLE, _CLSACT_PARENT, 0, b"clsact"
@@ -253,7 +253,7 @@ def remove_filter(
     ours = (priority, handle, _program_id(prog_fd), 0)
     if ours in list_filters(netlink, ifindex, parent):
         info = priority << 16 | _socket.htons(_ETH_P_ALL)
-        number, words = _acknowledged(
+        number, words = acknowledge(
             netlink, _traffic(_RTM_DELTFILTER, _NLM_F_ACK, ifindex, handle, parent, info, b"bpf")
         )
         if number == 0:
@@ -263,8 +263,8 @@ def remove_filter(
         elif number not in (errno.ENOENT, errno.EINVAL):  # these: it, or its clsact, is just gone
             return FAILED, number, words
     else:
-        # Answered with the interface, which _acknowledged does not expect, or with why not.
-        number, words = _acknowledged(netlink, _request(_RTM_GETLINK, 0, ifindex))
+        # Answered with the interface, which acknowledge() does not expect, or with why not.
+        number, words = acknowledge(netlink, _request(_RTM_GETLINK, 0, ifindex))
         if number == errno.ENODEV:
             outcome = GONE, number, words
     if clsact_ours and outcome[0] != GONE:

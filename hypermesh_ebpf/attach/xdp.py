@@ -13,10 +13,9 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
-from typing import Any
 
 from hypermesh_ebpf.attach import links
-from hypermesh_ebpf.attach.route import Refused, ask, common_refusal, open_route
+from hypermesh_ebpf.attach.route import Links, Refused, common_refusal, open_links
 from hypermesh_ebpf.bpf.info import open_by_id, read_program
 from hypermesh_ebpf.bpf.libbpf import libbpf
 from hypermesh_ebpf.errors import (
@@ -27,15 +26,11 @@ from hypermesh_ebpf.errors import (
     UsageError,
     describe_errno,
 )
+from hypermesh_ebpf.host.interfaces import read_attached
 from hypermesh_ebpf.host.targets import find_interface as find_interface
 
 _NOEXIST, _REPLACE = 1, 16  # XDP_FLAGS_UPDATE_IF_NOEXIST, XDP_FLAGS_REPLACE
-_MODE_FLAGS = {"generic": 2, "native": 4, "offloaded": 8}
-_MODE_ATTRIBUTES = {
-    "native": "IFLA_XDP_DRV_PROG_ID",
-    "generic": "IFLA_XDP_SKB_PROG_ID",
-    "offloaded": "IFLA_XDP_HW_PROG_ID",
-}
+_MODE_FLAGS = {"generic": 2, "native": 4, "offload": 8}
 _PINS_SEARCHED = 1000
 
 
@@ -57,7 +52,7 @@ class XdpAttachment:
 
 @dataclass(frozen=True, slots=True)
 class XdpOccupant:
-    """A program that is on an interface now; ``mode`` is "native", "generic" or "offloaded"."""
+    """A program that is on an interface now; ``mode`` is "native", "generic" or "offload"."""
 
     mode: str
     prog_id: int
@@ -69,8 +64,8 @@ def current(iface: str) -> tuple[XdpOccupant, ...]:
     Raises InterfaceNotFound, TargetGone.
     """
     ifindex = find_interface(iface)
-    with open_route(f"look at xdp on {iface}") as route:
-        return _occupants(route, ifindex)
+    with open_links(f"look at xdp on {iface}"):
+        return _occupants(ifindex)
 
 
 def attach(
@@ -101,9 +96,9 @@ def attach(
         raise UsageError(f"attach xdp in mode {mode!r}", "modes are auto, native and generic")
     if ifindex is None:
         ifindex = find_interface(iface)
-    with open_route(f"attach xdp to {iface}") as route:
-        place = _Place(route, iface, ifindex, prog_fd, link)
-        occupant = _occupant(route, ifindex)
+    with open_links(f"attach xdp to {iface}") as netlink:
+        place = _Place(netlink, iface, ifindex, prog_fd, link)
+        occupant = _occupant(ifindex)
         if occupant and replace and not link:
             taken = place.swap(occupant, mode)
             fallback = None
@@ -123,8 +118,8 @@ def swap(iface: str, ifindex: int, old_id: int, old_fd: int, new_fd: int) -> str
     Raises AttachError where ours is not there any more, TargetGone, MissingPrivilege.
     """
     what = f"swap xdp program {old_id} on {iface}"
-    with open_route(what) as route:
-        modes = [each.mode for each in _occupants(route, ifindex) if each.prog_id == old_id]
+    with open_links(what) as netlink:
+        modes = [each.mode for each in _occupants(ifindex) if each.prog_id == old_id]
         if not modes:
             raise AttachError(
                 what,
@@ -132,7 +127,7 @@ def swap(iface: str, ifindex: int, old_id: int, old_fd: int, new_fd: int) -> str
                 f"see what is there with `hmebpf list --iface {iface}`",
             )
         try:
-            _set_xdp(route, ifindex, new_fd, modes[0], expected=old_fd)
+            _set_xdp(netlink, ifindex, new_fd, modes[0], expected=old_fd)
         except Refused as refused:
             error = common_refusal(what, refused)
             raise error or AttachError(what, refused.words, errno=refused.errno) from refused
@@ -143,7 +138,7 @@ def swap(iface: str, ifindex: int, old_id: int, old_fd: int, new_fd: int) -> str
 class _Place:
     """The interface that a program is to be attached to."""
 
-    route: Any
+    links: Links
     iface: str
     ifindex: int
     prog_fd: int
@@ -154,7 +149,7 @@ class _Place:
         if not self.by_link:
             # "Expecting nothing" besides NOEXIST: a kernel too old to take exactly our program off
             # again does not know REPLACE either and refuses.
-            _set_xdp(self.route, self.ifindex, self.prog_fd, mode, _NOEXIST, expected=-1)
+            _set_xdp(self.links, self.ifindex, self.prog_fd, mode, _NOEXIST, expected=-1)
             return -1
         try:
             return links.create_link(self.prog_fd, self.ifindex, links.XDP, _MODE_FLAGS[mode])
@@ -190,15 +185,15 @@ class _Place:
         wanted = occupant.mode if mode == "auto" else mode
         try:
             if wanted == occupant.mode:
-                _set_xdp(self.route, self.ifindex, self.prog_fd, wanted, expected=theirs)
+                _set_xdp(self.links, self.ifindex, self.prog_fd, wanted, expected=theirs)
                 return wanted
             # The kernel has no single step from one mode to the other.
-            _set_xdp(self.route, self.ifindex, -1, occupant.mode, expected=theirs)
+            _set_xdp(self.links, self.ifindex, -1, occupant.mode, expected=theirs)
             try:
                 self.take(wanted)
                 return wanted
             except HmebpfError:
-                _set_xdp(self.route, self.ifindex, theirs, occupant.mode, expected=-1)
+                _set_xdp(self.links, self.ifindex, theirs, occupant.mode, expected=-1)
                 raise
         except Refused as refused:
             raise self.refusal(refused, wanted) from refused
@@ -213,7 +208,7 @@ class _Place:
             return error
         if number in (errno.EBUSY, errno.EEXIST):
             try:
-                occupant = _occupant(self.route, self.ifindex)
+                occupant = _occupant(self.ifindex)
             except Refused as gone:
                 return self.refusal(gone, mode)
             if occupant:
@@ -254,34 +249,36 @@ class _Place:
         is not there, gives EBUSY for a link and EEXIST for none, and changes nothing.
         """
         try:
-            _set_xdp(self.route, self.ifindex, -1, mode, expected=self.prog_fd)
+            _set_xdp(self.links, self.ifindex, -1, mode, expected=self.prog_fd)
         except Refused as refused:
             return refused.errno == errno.EBUSY
         return False
 
 
 def _set_xdp(
-    route: Any, ifindex: int, prog_fd: int, mode: str, flags: int = 0, *, expected: int
+    netlink: Links, ifindex: int, prog_fd: int, mode: str, flags: int = 0, *, expected: int
 ) -> None:
     """Put a program (-1: none) where the expected one (-1: none) is.  Raises Refused."""
-    attributes = [
-        ("IFLA_XDP_FD", prog_fd),
-        ("IFLA_XDP_FLAGS", _MODE_FLAGS[mode] | _REPLACE | flags),
-        ("IFLA_XDP_EXPECTED_FD", expected),
-    ]
-    ask(route.link, "set", index=ifindex, xdp={"attrs": attributes})
+    netlink.set_xdp(
+        ifindex,
+        [
+            ("IFLA_XDP_FD", prog_fd),
+            ("IFLA_XDP_FLAGS", _MODE_FLAGS[mode] | _REPLACE | flags),
+            ("IFLA_XDP_EXPECTED_FD", expected),
+        ],
+    )
 
 
-def _occupants(route: Any, ifindex: int) -> tuple[XdpOccupant, ...]:
-    (link,) = ask(route.get_links, ifindex)
-    xdp = link.get_attr("IFLA_XDP")
-    ids = {mode: xdp.get_attr(name) for mode, name in _MODE_ATTRIBUTES.items()} if xdp else {}
-    return tuple(XdpOccupant(mode, prog_id) for mode, prog_id in ids.items() if prog_id)
+def _occupants(ifindex: int) -> tuple[XdpOccupant, ...]:
+    try:
+        return tuple(XdpOccupant(each.mode, each.prog_id) for each in read_attached(ifindex))
+    except OSError as error:
+        raise Refused(error.errno or 0, "") from error
 
 
-def _occupant(route: Any, ifindex: int) -> XdpOccupant | None:
+def _occupant(ifindex: int) -> XdpOccupant | None:
     """The program that is in our way: one that runs on the card is not."""
-    found = [entry for entry in _occupants(route, ifindex) if entry.mode != "offloaded"]
+    found = [entry for entry in _occupants(ifindex) if entry.mode != "offload"]
     return found[0] if found else None
 
 
