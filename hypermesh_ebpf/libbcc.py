@@ -88,7 +88,23 @@ def _short_kallsyms() -> Iterator[None]:
 
 
 def capture_stderr(call: Callable[[], Any]) -> tuple[Any, str]:
-    """The result of a C call, and what it wrote to descriptor 2 meanwhile."""
+    """The result of a C call, and what it wrote to descriptor 2 meanwhile.
+
+    In the worker that is a memory file, and the words are taken out of it again; should the call
+    end the process, as LLVM does in some cases, they stay there for the parent to read.
+    """
+    try:
+        begin = os.lseek(2, 0, os.SEEK_END)
+    except OSError:  # a terminal, a pipe: not in the worker
+        return _capture_aside(call)
+    result = call()
+    said = os.pread(2, os.lseek(2, 0, os.SEEK_CUR) - begin, begin)
+    os.ftruncate(2, begin)
+    os.lseek(2, begin, os.SEEK_SET)
+    return result, said.decode(errors="replace")
+
+
+def _capture_aside(call: Callable[[], Any]) -> tuple[Any, str]:
     saved, sink = os.dup(2), os.memfd_create("stderr")
     os.dup2(sink, 2)
     try:

@@ -8,6 +8,7 @@ that starting a process can do without.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -72,11 +73,17 @@ def take() -> Spawned:
 def _start(channel_fd: int, said_fd: int, task: str) -> subprocess.Popen[bytes]:
     here = os.readlink("/proc/self/cwd")  # which may be deleted by now
     path = json.dumps([entry or here for entry in sys.path])
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _BOOT, path, str(channel_fd), task],
-        stdin=subprocess.DEVNULL,
-        stdout=said_fd,
-        stderr=said_fd,
-        pass_fds=[channel_fd],
-        start_new_session=True,  # Ctrl-C is for the parent to handle
-    )
+    # Where this process was started with 0, 1 or 2 closed, the channel may have that number, which
+    # in the worker is another file's.
+    passed = fcntl.fcntl(channel_fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _BOOT, path, str(passed), task],
+            stdin=subprocess.DEVNULL,
+            stdout=said_fd,
+            stderr=said_fd,
+            pass_fds=[passed],
+            start_new_session=True,  # Ctrl-C is for the parent to handle
+        )
+    finally:
+        os.close(passed)

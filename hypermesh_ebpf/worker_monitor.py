@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from hypermesh_ebpf.bpf.libbpf import BPF_ANY, check, libbpf
 from hypermesh_ebpf.bpf.programs import create_map, load_program, read_program_info
 from hypermesh_ebpf.errors import (
     AttachError,
+    HmebpfError,
     InterfaceBusy,
     InterfaceNotFound,
     LoadError,
@@ -27,6 +29,7 @@ from hypermesh_ebpf.errors import (
     Unsupported,
     VerifierError,
 )
+from hypermesh_ebpf.host.dependencies import find_bcc
 from hypermesh_ebpf.host.hooks import probe_hook
 from hypermesh_ebpf.host.kernel_btf import function_btf_id
 from hypermesh_ebpf.host.ladder import Choice, choose_rung
@@ -41,6 +44,14 @@ _BY_BTF_ID = ("fentry", "fexit")
 _FINAL = (InterfaceBusy, InterfaceNotFound, TargetGone)
 # What the probes did not foresee: another rung may do.
 _REFUSALS = (AttachError, LoadError, Unsupported, VerifierError)
+
+
+def get_ready(name: str) -> None:
+    """What can be done for a monitor before its options are known: ask the kernel, which remembers
+    nothing of it, and keep the answers.  What is refused will be refused again, and told."""
+    with suppress(HmebpfError):
+        choose_rung(monitors.load(name))
+        find_bcc()
 
 
 def serve(talk: Talk, request: dict[str, Any]) -> None:
@@ -213,10 +224,6 @@ class _Load:
     def _attach(self, target: _Target, hooks: list[tuple[Hook, str]]) -> None:
         for (hook, resolved), place in zip(hooks, target.at_hooks, strict=True):
             fd, program = target.program_fds[place], target.programs[place]
-            if hook.kind == "tracepoint":
-                from hypermesh_ebpf.host.filesystems import enter_private_mounts
-
-                enter_private_mounts()
             made = attach(
                 self._point(hook, resolved, target.name),
                 fd,

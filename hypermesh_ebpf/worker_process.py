@@ -68,10 +68,9 @@ def _get_ready(task: str) -> None:
     if task == PROGRAMS:
         from hypermesh_ebpf import worker_programs  # noqa: F401
     else:
-        from hypermesh_ebpf import preload
+        from hypermesh_ebpf import worker_monitor
 
-        preload.begin(task)
-        from hypermesh_ebpf import worker_monitor  # noqa: F401
+        worker_monitor.get_ready(task)
 
 
 def _end_with_parent(channel_fd: int) -> None:

@@ -37,7 +37,7 @@ from hypermesh_ebpf.program_set import parse_partly
 from hypermesh_ebpf.worker_process import Talk
 
 _BY_BTF_ID = {"fentry": "", "fexit": "", "lsm": "bpf_lsm_"}
-_NEED_TRACEFS = ("tracepoint", "kprobe", "kretprobe", "uprobe", "uretprobe", "usdt")
+_NEED_TRACEFS = ("kprobe", "kretprobe", "uprobe", "uretprobe", "usdt")
 
 
 def _load(talk: Talk, request: Mapping[str, Any], descriptors: Sequence[int]) -> None:

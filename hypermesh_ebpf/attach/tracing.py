@@ -1,7 +1,11 @@
-"""kprobes, tracepoints, raw tracepoints, fentry, fexit and LSM hooks: attach, mostly by libbcc.
+"""kprobes, tracepoints, raw tracepoints, fentry, fexit and LSM hooks.
 
 Each attachment is a descriptor - of a perf event or of a BPF link - and ends with its last copy:
 nothing is left in kprobe_events, whatever becomes of the process.
+
+By libbcc where it is not what a monitor's start waits for: fentry, fexit, LSM, and kprobes before
+Linux 4.17.  Mapping its 100 MB of LLVM takes 55 ms of a processor, a fifth of a start from the
+cache, also in a thread beside the imports; a tracepoint takes two system calls (docs/design.md).
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hypermesh_ebpf.bpf.info import read_program
+from hypermesh_ebpf.bpf.libbpf import check, libbpf
 from hypermesh_ebpf.errors import (
     AttachError,
     HmebpfError,
@@ -33,6 +38,10 @@ def attach(kind: str, target: str, prog_fd: int) -> int:
     "category:name" for tracepoint, a name for raw_tracepoint; fentry, fexit and lsm have theirs in
     the program.  Raises AttachError, MissingPrivilege.
     """
+    if kind == "tracepoint":
+        return _attach_tracepoint(target, prog_fd, link=False)
+    if kind == "raw_tracepoint":
+        return _attach_raw_tracepoint(target, prog_fd)
     source = trials.event_source("kprobe") if kind in ("kprobe", "kretprobe") else None
     if source is not None:
         return _attach_kprobe(kind, target, prog_fd, source, link=False)
@@ -81,18 +90,34 @@ def attach_link(kind: str, target: str, prog_fd: int) -> int:
     """
     if kind not in ("tracepoint", "kprobe", "kretprobe"):
         return attach(kind, target, prog_fd)  # these are links already
-    from hypermesh_ebpf.attach import perf_event
-
-    what = f"attach {kind} to {target}"
     if kind == "tracepoint":
-        number = filesystems.tracepoint_id(target)
-        if number is None:
-            raise HookUnsupported(what, f"this kernel has no tracepoint {target}")
-        return perf_event.attach_probe(what, prog_fd, perf_event.TRACEPOINT, number, link=True)
+        return _attach_tracepoint(target, prog_fd, link=True)
     source = trials.event_source("kprobe")
     if source is None:
+        what = f"attach {kind} to {target}"
         raise HookUnsupported(what, "this kernel has no kprobe events (Linux 4.17)")
     return _attach_kprobe(kind, target, prog_fd, source, link=True)
+
+
+def _attach_tracepoint(target: str, prog_fd: int, *, link: bool) -> int:
+    """By a perf event of the tracepoint's number (perf_event_open(2), PERF_TYPE_TRACEPOINT)."""
+    from hypermesh_ebpf.attach import perf_event
+
+    what = f"attach tracepoint to {target}"
+    number = filesystems.tracepoint_id(target)
+    if number is None:
+        raise HookUnsupported(what, f"this kernel has no tracepoint {target}")
+    return perf_event.attach_probe(what, prog_fd, perf_event.TRACEPOINT, number, link=link)
+
+
+def _attach_raw_tracepoint(target: str, prog_fd: int) -> int:
+    """BPF_RAW_TRACEPOINT_OPEN; a program with types (tp_btf) knows its tracepoint itself."""
+    typed = read_program(prog_fd).type == "tracing"
+    name = None if typed else target.rpartition(":")[2].encode()
+    try:
+        return check(libbpf().bpf_raw_tracepoint_open(name, prog_fd))
+    except OSError as error:
+        raise refusal(f"attach raw_tracepoint to {target}", error.errno or 0) from error
 
 
 def _attach_kprobe(kind: str, target: str, prog_fd: int, source: int, *, link: bool) -> int:
@@ -110,18 +135,6 @@ def _attach_kprobe(kind: str, target: str, prog_fd: int, source: int, *, link: b
     return perf_event.attach_probe(
         what, prog_fd, source, config, ct.addressof(name), offset, link=link
     )
-
-
-def _tracepoint(lib: Any, target: str, prog_fd: int) -> Callable[[], int]:
-    category, _, name = target.partition(":")
-    return lambda: lib.bpf_attach_tracepoint(prog_fd, category.encode(), name.encode())
-
-
-def _raw_tracepoint(lib: Any, target: str, prog_fd: int) -> Callable[[], int]:
-    if read_program(prog_fd).type == "tracing":  # tp_btf: the program knows its tracepoint
-        return _trampoline(lib, target, prog_fd)
-    name = target.rpartition(":")[2]
-    return lambda: lib.bpf_attach_raw_tracepoint(prog_fd, name.encode())
 
 
 def _kprobe(lib: Any, target: str, prog_fd: int) -> Callable[[], int]:
@@ -145,8 +158,6 @@ def _lsm(lib: Any, target: str, prog_fd: int) -> Callable[[], int]:
 
 
 _CALLS: dict[str, Callable[[Any, str, int], Callable[[], int]]] = {
-    "tracepoint": _tracepoint,
-    "raw_tracepoint": _raw_tracepoint,
     "kprobe": _kprobe,
     "kretprobe": _kretprobe,
     "fentry": _trampoline,

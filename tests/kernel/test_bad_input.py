@@ -78,14 +78,26 @@ def edit(project: Path, change: Callable[[str], str]) -> str:
 XDP = ("xdp", "--iface", "lo", "-d", "1")
 
 
+def test_c_that_llvm_gives_up(ns: Namespace, project: Path) -> None:
+    """LLVM ends the process then, the worker's; its words are the cause."""
+    before = "counter->packets += weight;"
+    large = "char big[600]; bpf_probe_read_kernel(big, sizeof(big), counter); "
+    edit(
+        project, lambda text: text.replace(before, large + "counter->packets += big[length & 511];")
+    )
+    error, _hint = explanation(run(ns, *XDP, cwd=project))
+    assert error.startswith("error: load in the worker process: it ended with status 1 (error: xdp")
+    assert "the BPF stack limit of 512 bytes is exceeded" in error
+
+
 def test_c_that_does_not_compile(ns: Namespace, project: Path) -> None:
-    text = edit(project, lambda text: text.replace("counter->packets++;", "counter->packages++;"))
+    text = edit(project, lambda text: text.replace("counter->packets +=", "counter->packages +="))
     number = text[: text.index("packages")].count("\n") + 1
     error, hint = explanation(run(ns, *XDP, cwd=project))
     first, *rest = error.splitlines()
     assert first.startswith(f"error: compile xdp.c: xdp.c:{number}:")
     assert "no member named 'packages'" in first
-    assert "counter->packages++;" in rest[0], "the line itself"
+    assert "counter->packages +=" in rest[0], "the line itself"
     assert len(rest) == 2, "and the mark under it"
     assert "at the line given" in hint
     told = run(ns, *XDP, "-v", cwd=project)
