@@ -121,7 +121,10 @@ def _serve(talk: Talk, request: dict[str, Any], descriptors: list[int]) -> None:
         _enter_network_namespace(descriptors[0])
         descriptors = descriptors[1:]
     if request["log"] and not log.level():
+        from hypermesh_ebpf.bpf.libbpf import libbpf
+
         log.send_to(talk.log, request["log"])
+        libbpf.cache_clear()  # what was got ready before did not know that somebody listens
     if request["do"] == "monitor":
         from hypermesh_ebpf import worker_monitor
 
