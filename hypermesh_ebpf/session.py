@@ -14,7 +14,6 @@ from typing import Any
 
 from hypermesh_ebpf.attach.hold import Hold
 from hypermesh_ebpf.bpf import maps as bpf_maps
-from hypermesh_ebpf.bpf.info import read_run_statistics
 from hypermesh_ebpf.bpf.maps import Map
 from hypermesh_ebpf.bpf.ring import RingBuffer
 from hypermesh_ebpf.metrics.rates import Rates
@@ -119,6 +118,8 @@ class Session:
 
     def run_time_ns(self) -> int:
         """For how long its programs have run, all together; counted while statistics are on."""
+        from hypermesh_ebpf.bpf.info import read_run_statistics
+
         programs = [program for target in self._loaded.targets for program in target.programs]
         return sum(read_run_statistics(program.fd)[1] for program in programs)
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from hypermesh_ebpf.attach.hold import Hold
 from hypermesh_ebpf.bpf.programs import read_program_info
 from hypermesh_ebpf.errors import TargetGone
-from hypermesh_ebpf.host.interfaces import read_attached
 from hypermesh_ebpf.host.kernel import read_kernel_release
 
 _COUNTED_SINCE_6_7 = (
@@ -62,6 +61,8 @@ def require_attached(hold: Hold) -> None:
 def _programs_at(hold: Hold) -> list[int]:
     """The ids of the programs at that place.  Raises OSError."""
     if hold.filter is None:
+        from hypermesh_ebpf.host.interfaces import read_attached
+
         return [each.prog_id for each in read_attached(hold.ifindex)]
     from hypermesh_ebpf import guard_process as raw
 

@@ -21,7 +21,6 @@ import ctypes as ct
 import errno
 import mmap
 import os
-import platform
 import select
 import struct
 from collections.abc import Callable
@@ -71,7 +70,7 @@ class PerfBuffer:
         Raises MissingPrivilege, MapError.
         """
         if in_order is None:
-            in_order = platform.machine() in ("x86_64", "AMD64")
+            in_order = os.uname().machine == "x86_64"
         reader = _MappedReader if in_order else _LibbpfReader
         try:
             _require_perf_array(fd)

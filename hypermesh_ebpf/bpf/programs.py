@@ -242,7 +242,7 @@ def _load(
             type_,
             kernel_name(spec.name),
             license.encode(),
-            ct.addressof(buffer),
+            buffer,
             len(code) // 8,
             ct.byref(options),
         )

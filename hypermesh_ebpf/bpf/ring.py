@@ -41,7 +41,6 @@ from __future__ import annotations
 import ctypes as ct
 import errno
 import os
-import platform
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -70,7 +69,7 @@ class RingBuffer:
         """``size`` is the map's max_entries, in bytes; ``in_order`` chooses the reader."""
         self._fd = fd
         if in_order is None:
-            in_order = platform.machine() in ("x86_64", "AMD64")
+            in_order = os.uname().machine == "x86_64"
         reader = _MappedReader if in_order else _LibbpfReader
         try:
             self._reader: _MappedReader | _LibbpfReader = reader(fd, size)

@@ -12,8 +12,6 @@ import re
 import time
 from functools import lru_cache
 
-from hypermesh_ebpf.host.filesystems import CGROUP2, find_mount
-
 _FILEID_KERNFS = 0xFE  # include/linux/exportfs.h: the handle is the id
 _CONTAINER = re.compile(r"(?<![0-9a-f])([0-9a-f]{64})(?![0-9a-f])")
 _SHORT = 12  # what docker ps and podman ps show
@@ -39,6 +37,8 @@ class CgroupPaths:
     """
 
     def __init__(self) -> None:
+        from hypermesh_ebpf.host.filesystems import CGROUP2, find_mount
+
         self._root = find_mount(CGROUP2.magic)
         self._paths: dict[int, str | None] = {}
         self._walked = float("-inf")

@@ -9,7 +9,6 @@ import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +128,8 @@ def read_kernel_release() -> KernelRelease:
     texts = []
     for path in ("/proc/version", "/proc/version_signature"):
         try:
-            texts.append(Path(path).read_text(errors="replace"))
+            with open(path, errors="replace") as file:
+                texts.append(file.read())
         except OSError:  # only Ubuntu has the second; a container may hide either
             texts.append("")
     return parse_kernel_release(uname.release, texts[0], uname.machine, texts[1])
@@ -137,4 +137,5 @@ def read_kernel_release() -> KernelRelease:
 
 def boot_id() -> str:
     """The kernel's random name for this boot: what was written under another one is stale."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()

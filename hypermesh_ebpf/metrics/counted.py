@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Protocol, overload
 
-from hypermesh_ebpf.metrics.sample import Row, Value
+from hypermesh_ebpf.metrics import Row, Value
 
 Places = Sequence[int]
 """Which rows, by their numbers from 0."""

@@ -8,12 +8,12 @@ interval.  ``None`` means unknown and is never written as 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Value = int | float | str | bool | None | Sequence[Any] | Mapping[str, Any]
-Row = Mapping[str, Value]
+from hypermesh_ebpf.metrics import Row as Row
+from hypermesh_ebpf.metrics import Value as Value
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from typing import Any
 from hypermesh_ebpf.bpf.libbpf import possible_cpus
 from hypermesh_ebpf.errors import UsageError, name_errno
 from hypermesh_ebpf.host.users import find_uid, name_user
+from hypermesh_ebpf.metrics import Row, Value
 from hypermesh_ebpf.metrics.counted import Counted, Places
 from hypermesh_ebpf.metrics.histogram import Bucket, log2_buckets, percentiles
-from hypermesh_ebpf.metrics.sample import Histogram, Row, Value
 from hypermesh_ebpf.monitors.declaration import (
     Column,
     Hook,
@@ -174,6 +174,8 @@ class _Collector:
         }
         of_each = (counter.slots for _name, counter in calls)
         slots = [sum(column) for column in zip(*of_each, strict=True)]
+        from hypermesh_ebpf.metrics.sample import Histogram  # the worker makes none
+
         histograms = [Histogram("latency", "ns", latency_buckets(slots))] if calls else []
         histograms += [
             Histogram(f"{name} latency", "ns", latency_buckets(counter.slots))

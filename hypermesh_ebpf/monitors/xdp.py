@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hypermesh_ebpf.bpf.libbpf import possible_cpus
+from hypermesh_ebpf.metrics import Row, Value
 from hypermesh_ebpf.metrics.counted import Counted, Places, join
 from hypermesh_ebpf.metrics.histogram import log2_buckets
-from hypermesh_ebpf.metrics.sample import Histogram, Row, Value
 from hypermesh_ebpf.monitors.declaration import (
     Column,
     Hook,
@@ -140,6 +140,8 @@ class _Collector:
             full += marks[_ETHERTYPES_FULL] + marks[_KEYS_FULL]
             seen = [slot for slot, count in enumerate(packets) if count]
             parts[iface] = self._rows(maps, protocols.select(seen), here)
+        from hypermesh_ebpf.metrics.sample import Histogram  # the worker makes none
+
         histogram = Histogram("frame size", "bytes", log2_buckets(sizes, first_low=1))
         return Reading(sums, _join(parts), (histogram,), map_full=full)
 
