@@ -8,7 +8,6 @@ than the sums is held.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypermesh_ebpf.bpf import map_types
 from hypermesh_ebpf.bpf.map_reader import MapReader
+from hypermesh_ebpf.bpf.numpy_types import join_bits, name_dtype
 from hypermesh_ebpf.bpf.types import Description, is_text, size_of
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class _Leaf:
         first, width, signed = self.bits
         size = -(-(first + width) // 8)
         octets = np.ndarray((*shape, size), "u1", raw, self.offset, (*strides, 1))
-        return _join_bits(octets, first, width, signed)
+        return join_bits(octets, first, width, signed)
 
     def add(self, raw: memoryview, stride: int, copies: int) -> NDArray[Any]:
         """The member of every value, all CPUs' added where that can be; a copy."""
@@ -136,28 +136,6 @@ class _Leaf:
         else:
             total = np.add.reduce(each, axis=1, dtype=wide)
         return total
-
-
-def _join_bits(octets: NDArray[Any], first: int, width: int, signed: bool) -> NDArray[Any]:
-    """Bit fields out of the bytes that hold them (the last dimension).
-
-    BTF counts bits from the lowest on little-endian machines, else from the top.
-    """
-    import numpy as np
-
-    size = octets.shape[-1]
-    shift = first if sys.byteorder == "little" else 8 * size - first - width
-    joined: NDArray[Any] = np.zeros(octets.shape[:-1], "u8")
-    for index in range(size):
-        place = 8 * (index if sys.byteorder == "little" else size - 1 - index) - shift
-        octet = octets[..., index].astype("u8")
-        joined |= octet << np.uint64(place) if place >= 0 else octet >> np.uint64(-place)
-    if signed:
-        unused = np.int64(64 - width)
-        joined = joined.view("i8") << unused >> unused
-    else:
-        joined = joined & np.uint64((1 << width) - 1)
-    return joined
 
 
 def _leaves(
@@ -184,20 +162,6 @@ def _leaves(
         strides = (*strides, size_of(element))
         yield from _leaves(name, element, offset, (*shape, count), strides, inside)
     elif size_of(description):
-        dtype = _dtype(description)
+        dtype = name_dtype(description)
         addable = kind in ("int", "float") and dtype[0] != "V"
         yield _Leaf(name, dtype, offset, shape, strides, addable)
-
-
-def _dtype(description: Description) -> str:
-    """numpy's name of a type without members."""
-    kind, size = description["kind"], size_of(description)
-    if kind == "array":  # of char
-        return f"S{size}"
-    if kind == "bool" and size == 1:
-        return "?"
-    if kind == "float" and size in (2, 4, 8):
-        return f"f{size}"
-    if kind in ("int", "enum", "pointer") and size in (1, 2, 4, 8):
-        return f"{'i' if description.get('signed') else 'u'}{size}"
-    return f"V{size}"

@@ -12,48 +12,19 @@ its bytes.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from hypermesh_ebpf.bpf.numpy_types import join_bits, name_dtype
 from hypermesh_ebpf.bpf.types import Description, Type, is_text, size_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Columns = dict[str, Array]
 
-_WIDTHS = {
-    "int": (1, 2, 4, 8),
-    "enum": (1, 2, 4, 8),
-    "bool": (1,),
-    "float": (2, 4, 8),
-    "pointer": (4, 8),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Bits:
-    """A bit field in bytes of its own: shifted down by ``shift``, ``bits`` wide."""
-
-    shift: int
-    bits: int
-    signed: bool
-
-    def extract(self, raw: Array) -> Array:
-        order = range(raw.shape[1]) if sys.byteorder == "little" else reversed(range(raw.shape[1]))
-        number = np.zeros(len(raw), np.uint64)
-        for place, index in enumerate(order):
-            at = 8 * place - self.shift
-            part = raw[:, index].astype(np.uint64)
-            number |= part << np.uint64(at) if at >= 0 else part >> np.uint64(-at)
-        number &= np.uint64((1 << self.bits) - 1)
-        if not self.signed:
-            return number
-        unused = 64 - self.bits
-        shifted: Array = (number << np.uint64(unused)).view(np.int64) >> np.int64(unused)
-        return shifted
+_Bits = tuple[int, int, bool]
+"""A bit field's first bit in its bytes, how many it has, and whether it is signed."""
 
 
 class RecordColumns:
@@ -94,7 +65,7 @@ class RecordColumns:
     def convert(self, name: str, column: Array) -> Array:
         """A column as it is shown."""
         bits = self._bits.get(name)
-        return column if bits is None else bits.extract(column)
+        return column if bits is None else join_bits(column, *bits)
 
 
 class Filling:
@@ -151,26 +122,14 @@ def _leaves(description: Description, name: str, offset: int) -> Iterator[_Leaf]
             for index in range(count):
                 yield from _leaves(element, f"{name}.{index}", offset + index * size_of(element))
         else:
-            yield name or "value", (_format(element), (count,)), offset, None
+            yield name or "value", (name_dtype(element), (count,)), offset, None
         return
-    yield name or "value", _format(description), offset, None
-
-
-def _format(description: Description) -> str:
-    size, kind = size_of(description), description["kind"]
-    if kind == "array":  # of characters
-        return f"S{size}"
-    if size not in _WIDTHS.get(kind, ()):
-        return f"V{size}"
-    if kind in ("int", "enum"):
-        return f"{'i' if description['signed'] else 'u'}{size}"
-    return {"bool": "?", "float": f"f{size}", "pointer": f"u{size}"}[kind]
+    yield name or "value", name_dtype(description), offset, None
 
 
 def _bit_field(member: Description, name: str, offset: int) -> _Leaf:
-    """The bytes that it is in, and where in them (see types._bit_reader)."""
-    first, end = member["offset"] // 8, -(-(member["offset"] + member["bits"]) // 8)
-    before = member["offset"] - 8 * first
-    shift = before if sys.byteorder == "little" else 8 * end - member["offset"] - member["bits"]
+    """The bytes that it is in, and where in them."""
+    first, odd = divmod(member["offset"], 8)
+    size = -(-(odd + member["bits"]) // 8)
     signed = bool(member["type"].get("signed", False))
-    return name, ("u1", (end - first,)), offset + first, _Bits(shift, member["bits"], signed)
+    return name, ("u1", (size,)), offset + first, (odd, member["bits"], signed)
