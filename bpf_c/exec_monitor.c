@@ -351,16 +351,13 @@ static __always_inline int leave(s64 ret)
 /* ---- the rungs: thin programs around enter() and leave() ---------------------------------------- */
 
 #ifdef RUNG_TRACEPOINT
-int enter_execve(struct sys_enter *ctx)
+/* Of either call: one program has its strings verified once. */
+int enter_call(struct sys_enter *ctx)
 {
-	return enter(EXECVE, ctx->args[0], ctx->args[1], 8);
+	u64 first = ctx->args[0], second = ctx->args[1], third = ctx->args[2];
+	bool at = ctx->nr == NR_EXECVEAT;
+	return enter(at ? EXECVEAT : EXECVE, at ? second : first, at ? third : second, 8);
 }
-
-int enter_execveat(struct sys_enter *ctx)
-{
-	return enter(EXECVEAT, ctx->args[1], ctx->args[2], 8);
-}
-
 #endif
 
 #if defined(RUNG_TRACEPOINT) || defined(RUNG_KPROBE)

@@ -32,6 +32,7 @@ struct pt_regs {
 #define SYSCALL_IS_COMPAT(regs) ((u16)(regs)->cs == 0x23)
 /* arch/x86/entry/syscalls/syscall_64.tbl */
 #define NR_CLOSE 3
+#define NR_EXECVEAT 322
 #define NR_CONNECT 42
 #define NR_ACCEPT 43
 #define NR_SENDTO 44
@@ -64,6 +65,7 @@ struct pt_regs {
 #define SYSCALL_IS_COMPAT(r) (((r)->pstate & 0x10) != 0) /* PSR_MODE32_BIT */
 /* include/uapi/asm-generic/unistd.h */
 #define NR_CLOSE 57
+#define NR_EXECVEAT 281
 #define NR_ACCEPT 202
 #define NR_CONNECT 203
 #define NR_SENDTO 206

@@ -225,8 +225,8 @@ _TRAMPOLINES = (
     Hook("fexit", "compat_syscall:execveat", "leave_call", optional=True),
 )
 _TRACEPOINTS = (
-    Hook("tracepoint", "syscalls:sys_enter_execve", "enter_execve"),
-    Hook("tracepoint", "syscalls:sys_enter_execveat", "enter_execveat"),
+    Hook("tracepoint", "syscalls:sys_enter_execve", "enter_call"),
+    Hook("tracepoint", "syscalls:sys_enter_execveat", "enter_call"),
     _SUCCESS,
     *_RETURNS,
 )

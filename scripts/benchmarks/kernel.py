@@ -287,7 +287,7 @@ def _executions() -> _Events:
         for _ in range(_EXECS):
             os.waitpid(os.posix_spawn("/bin/true", ["true"], os.environ), 0)
 
-    functions = ("enter_execve", "leave_done", "leave_call")
+    functions = ("enter_call", "leave_done", "leave_call")
     return _Events(
         "exec",
         execute,

@@ -39,7 +39,7 @@ static __always_inline void count(u32 which)
 		(*number)++;
 }
 
-int enter_execve(struct sys_enter *ctx)
+int enter_call(struct sys_enter *ctx)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task(), *parent = NULL;
 	struct exec *exec = place_of((u64)task);
