@@ -25,6 +25,7 @@ from hypermesh_ebpf.image.source import build_image, bundled_directory
 from hypermesh_ebpf.loader import Loader
 from hypermesh_ebpf.opening import complete_options
 from hypermesh_ebpf.program_set import Source
+from hypermesh_ebpf.side_by_side import call_side_by_side
 
 TITLE = "Load and attach"
 
@@ -113,8 +114,12 @@ def _load_image(name: str, settings: Settings) -> Result:
         image = build_image(path, defines, needs_btf=rung.needs_btf).image
         maps = [create_map(spec) for spec in image.maps]
         made.extend(maps)
-        for program, kind in kinds.items():
+
+        def load_one(program: str, kind: str) -> None:
             made.append(load_program(image.program(program), kind, image.license, maps))
+
+        loads = [partial(load_one, program, kind) for program, kind in kinds.items()]
+        call_side_by_side(loads, os.cpu_count() or 1)
 
     def measure() -> float:
         nonlocal followed
