@@ -69,7 +69,9 @@ struct choices {
 
 enum count { SUCCEEDED, FAILED, LOST, INFLIGHT_FULL, COUNTS };
 
+#ifdef FILTERED
 BPF_ARRAY(settings, struct choices, 1);
+#endif
 BPF_PERCPU_ARRAY(counts, u64, COUNTS);
 /* For each call, native and compat: fentry programs can be preempted by another one, not by themselves. */
 BPF_PERCPU_ARRAY(scratch, struct exec, 2 * CALLS);
@@ -117,10 +119,19 @@ static __always_inline u32 weigh_this(void)
 #endif
 }
 
+/* ---- filters: nothing at all where the user asked for none -------------------------------------- */
+
+#ifdef FILTERED
+static __always_inline struct choices *find_choices(void)
+{
+	u32 zero = 0;
+	return settings.lookup(&zero);
+}
+
 /* Is this process one the user asked for?  Decided before any work is done, on entry and on return. */
 static __always_inline bool wanted_process(struct choices *choices)
 {
-	return !choices->by_pid || choices->pid == bpf_get_current_pid_tgid() >> 32;
+	return choices && (!choices->by_pid || choices->pid == bpf_get_current_pid_tgid() >> 32);
 }
 
 /* And is its user?  On entry alone: the call may change it. */
@@ -141,6 +152,14 @@ static __always_inline bool wanted_result(struct choices *choices, struct exec *
 	}
 	return true;
 }
+#else
+#define find_choices() NULL
+#define wanted_process(choices) true
+#define wanted_user(choices) true
+#define wanted_result(choices, exec) true
+#endif
+
+/* ---- what is reported ---------------------------------------------------------------------------- */
 
 /* Who calls; the parent as the kernel's task tree has it. */
 static __always_inline void describe_caller(struct exec *exec)
@@ -280,9 +299,8 @@ static __always_inline void forget(struct place *place, u64 task)
 
 static __always_inline int enter(u32 call, u64 filename, u64 argv, u8 pointer_size)
 {
-	u32 zero = 0;
-	struct choices *choices = settings.lookup(&zero);
-	if (!choices || !wanted_process(choices) || !wanted_user(choices))
+	struct choices *choices = find_choices();
+	if (!wanted_process(choices) || !wanted_user(choices))
 		return 0;
 	u64 task = bpf_get_current_task();
 	u32 slot = pointer_size == 8 ? call : CALLS + call;
@@ -320,9 +338,8 @@ static __always_inline int enter(u32 call, u64 filename, u64 argv, u8 pointer_si
 /* The call of this task is over. */
 static __always_inline int leave(s64 ret)
 {
-	u32 zero = 0;
-	struct choices *choices = settings.lookup(&zero);
-	if (!choices || !wanted_process(choices))
+	struct choices *choices = find_choices();
+	if (!wanted_process(choices))
 		return 0;
 	u64 task = bpf_get_current_task();
 	struct place *place = place_of(task);
@@ -478,9 +495,9 @@ int leave_done(struct bpf_raw_tracepoint_args *ctx)
 /* sched_process_exec(task, old pid, binprm), raised when an exec can no longer fail */
 int exec_done(struct bpf_raw_tracepoint_args *ctx)
 {
-	u32 zero = 0, call = EXECVE;
-	struct choices *choices = settings.lookup(&zero);
-	if (!choices || !wanted_process(choices) || !wanted_user(choices))
+	u32 call = EXECVE;
+	struct choices *choices = find_choices();
+	if (!wanted_process(choices) || !wanted_user(choices))
 		return 0;
 	u32 weight = weigh_this();
 	if (!weight)

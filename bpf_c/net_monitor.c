@@ -62,8 +62,7 @@ struct choices {
 	u8 by_pid;
 	u8 by_uid;
 	u8 by_comm;
-	u8 rows_by;
-	u8 events;
+	u8 unused;
 };
 
 /* A call that has not returned yet. */
@@ -124,7 +123,9 @@ struct event {
 	struct end local;
 };
 
+#ifdef FILTERED
 BPF_ARRAY(settings, struct choices, 1);
+#endif
 BPF_PERCPU_ARRAY(counts, u64, COUNTS);
 BPF_PERCPU_ARRAY(calls, struct counter, CALLS);
 /* All made in advance: before Linux 6.1 a tracing program must not allocate. */
@@ -177,10 +178,19 @@ static __always_inline void read_comm(char *comm)
 	bpf_get_current_comm(comm, COMM_SIZE);
 }
 
+#ifdef FILTERED
+static __always_inline struct choices *find_choices(void)
+{
+	u32 zero = 0;
+	return settings.lookup(&zero);
+}
+
 /* Is this thread one of a process and user that were asked for?  Decided before any work is done, on
  * entry and on return: neither changes during a call. */
 static __always_inline bool wanted_thread(struct choices *choices)
 {
+	if (!choices)
+		return false;
 	if (choices->by_pid && choices->pid != bpf_get_current_pid_tgid() >> 32)
 		return false;
 	return !choices->by_uid || choices->uid == (u32)bpf_get_current_uid_gid();
@@ -200,6 +210,11 @@ static __always_inline bool wanted(struct choices *choices)
 	}
 	return true;
 }
+#else /* the user asked for none */
+#define find_choices() NULL
+#define wanted_thread(choices) true
+#define wanted(choices) true
+#endif
 
 #ifdef WITH_BTF
 /* The file behind a descriptor of the current process. */
@@ -293,9 +308,8 @@ describe(struct underway *underway, u32 call, u64 fd, u64 at, u64 length, u64 fl
 
 static __always_inline int enter(u32 call, u64 fd, u64 at, u64 length, u64 flags)
 {
-	u32 zero = 0;
-	struct choices *choices = settings.lookup(&zero);
-	if (!choices || !wanted(choices))
+	struct choices *choices = find_choices();
+	if (!wanted(choices))
 		return 0;
 	u64 thread = bpf_get_current_pid_tgid();
 	struct underway *place = place_of(thread);
@@ -544,9 +558,8 @@ static __always_inline void add_failure(struct process *process, u16 number, u64
 /* `reports`: it may be a connect or accept, of which there are events; `many`: one of many messages. */
 static __always_inline int leave(s64 ret, bool reports, bool many)
 {
-	u32 zero = 0;
-	struct choices *choices = settings.lookup(&zero);
-	if (!choices || !wanted_thread(choices))
+	struct choices *choices = find_choices();
+	if (!wanted_thread(choices))
 		return 0;
 	u64 thread = bpf_get_current_pid_tgid();
 	struct underway *place = place_of(thread);
@@ -571,15 +584,15 @@ static __always_inline int leave(s64 ret, bool reports, bool many)
 
 	struct process process = {};
 	process.call = call;
-	if (choices->rows_by != BY_CALL || choices->events)
+	if (ROWS_BY != BY_CALL || EVENTS)
 		read_comm(process.comm);
-	if (reports && choices->events && (call == CONNECT || call == ACCEPT))
+	if (reports && EVENTS && (call == CONNECT || call == ACCEPT))
 		report(underway, &process, ret, end_ns);
 	forget(thread, place);
 
-	if (choices->rows_by == BY_PROCESS)
+	if (ROWS_BY == BY_PROCESS)
 		process.pid = thread >> 32;
-	if (choices->rows_by == BY_CALL)
+	if (ROWS_BY == BY_CALL)
 		__builtin_memset(process.comm, 0, COMM_SIZE);
 	else
 		add_to_row(&process, &outcome);

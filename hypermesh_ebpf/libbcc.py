@@ -93,10 +93,9 @@ def capture_stderr(call: Callable[[], Any]) -> tuple[Any, str]:
     In the worker that is a memory file, and the words are taken out of it again; should the call
     end the process, as LLVM does in some cases, they stay there for the parent to read.
     """
-    try:
-        begin = os.lseek(2, 0, os.SEEK_END)
-    except OSError:  # a terminal, a pipe: not in the worker
+    if not os.readlink("/proc/self/fd/2").startswith("/memfd:"):
         return _capture_aside(call)
+    begin = os.lseek(2, 0, os.SEEK_END)
     result = call()
     said = os.pread(2, os.lseek(2, 0, os.SEEK_CUR) - begin, begin)
     os.ftruncate(2, begin)

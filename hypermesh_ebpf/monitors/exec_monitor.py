@@ -159,8 +159,15 @@ class _Collector:
         return Counted(keys, counters, write)
 
 
-def _settings(options: Options) -> bytes:
+def _is_filtered(options: Options) -> bool:
+    """Whether only some execs are wanted: the others' programs have nothing to look up."""
+    return options["failed"] or any(options[name] is not None for name in ("pid", "uid", "comm"))
+
+
+def _settings(options: Options) -> bytes | None:
     """struct choices: what the program is to report.  Raises UsageError for an unknown user."""
+    if not _is_filtered(options):
+        return None
     pid, comm = options["pid"], options["comm"]
     if pid is not None and not 0 <= pid < 1 << 32:
         raise UsageError(f"--pid {pid}", "no process has that number", "see `ps -e`")
@@ -309,5 +316,6 @@ MONITOR = Monitor(
         Column("args", "args"),
     ),
     events="always",
+    defines=lambda options: {"FILTERED": 1} if _is_filtered(options) else {},
     settings=_settings,
 )

@@ -30,7 +30,7 @@ from hypermesh_ebpf.monitors.declaration import (
 _CALLS = ("connect", "accept", "send", "recv", "close")
 _MOVES_BYTES = ("send", "recv")
 _LOST, _INFLIGHT_FULL, _ROWS_FULL, _ERRNOS_FULL, _BYTES_UNKNOWN = range(5)
-_CHOICES = struct.Struct("=16sII5B3x")
+_CHOICES = struct.Struct("=16sII3Bx")
 _EVENT = struct.Struct("=QQQiIIHH16sHH108sHH108s")
 _FIRST_SLOT_NS = 128
 _NO_FAMILY = 0xFFFF
@@ -263,8 +263,15 @@ _KEYS = {
 }
 
 
-def _settings(options: Options) -> bytes:
+def _is_filtered(options: Options) -> bool:
+    """Whether only some calls are wanted: the others' programs have nothing to look up."""
+    return any(options[name] is not None for name in ("pid", "uid", "comm"))
+
+
+def _settings(options: Options) -> bytes | None:
     """struct choices: whose calls are counted.  Raises UsageError for an impossible one."""
+    if not _is_filtered(options):
+        return None
     pid, comm = options["pid"], options["comm"]
     if pid is not None and not 0 <= pid < 1 << 32:
         raise UsageError(f"--pid {pid}", "no process has that number", "see `ps -e`")
@@ -276,9 +283,17 @@ def _settings(options: Options) -> bytes:
         pid is not None,
         uid is not None,
         comm is not None,
-        list(_KEYS).index(options["by"]),
-        options["events"],
     )
+
+
+def _defines(options: Options) -> dict[str, int]:
+    """What the C file is compiled with: what it does for nobody is not in the program."""
+    return {
+        "ROWS": _row_limit(),
+        "ROWS_BY": list(_KEYS).index(options["by"]),
+        "EVENTS": int(options["events"]),
+        **({"FILTERED": 1} if _is_filtered(options) else {}),
+    }
 
 
 def _row_limit() -> int:
@@ -423,6 +438,6 @@ MONITOR = Monitor(
         Column("latency_ns", "took", "ns"),
     ),
     events="option",
-    defines=lambda options: {"ROWS": _row_limit()},
+    defines=_defines,
     settings=_settings,
 )

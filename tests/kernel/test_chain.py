@@ -301,8 +301,10 @@ def test_changes_under_a_flood_lose_no_packet(wire: VethPair, kind: str, way: st
         for number, each in enumerate(counters.maps[:2]):
             wrong = {key: value for key, value in each.items() if value != 1}
             assert not wrong, f"member {number}, {swaps} swaps"
-        # Those that came and went counted some, and their maps kept it.
-        assert all(0 < count < FLOOD for count in counters.read()[2:]), counters.read()
+        # Those that came and went (on a busy machine perhaps not all of them before the last frame)
+        # counted some, and their maps kept it.
+        some = counters.read()[2:]
+        assert any(some) and max(some) < FLOOD, some
 
 
 @needs_namespaces

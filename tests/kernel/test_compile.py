@@ -286,7 +286,10 @@ from hypermesh_ebpf.image.source import build_image, bundled_directory
 from tests.unit.test_declarations import every_choice
 
 monitor, built = monitors.load(sys.argv[1]), {}
-for options in every_choice(monitor):
+choices = list(every_choice(monitor))
+if "pid" in choices[0]:
+    choices += [{**options, "pid": 0} for options in choices]
+for options in choices:
     for rung in monitor.rungs:
         defines = {**monitor.defines(options), **rung.defines}
         key = json.dumps([sorted(defines.items()), rung.needs_btf])

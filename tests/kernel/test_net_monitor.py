@@ -239,7 +239,8 @@ monitor = load("net-monitor")
 rung = monitor.rungs[-1]
 options = {"by": "process", "pid": None, "comm": sys.argv[1], "uid": None, "events": False}
 path = bundled_directory() / monitor.source
-image = build_image(path, {**rung.defines, "ROWS": 2}, use_cache=False).image
+defines = {**monitor.defines(options), **rung.defines, "ROWS": 2}
+image = build_image(path, defines, use_cache=False).image
 fds = [create_map(spec) for spec in image.maps]
 maps = {s.name: Map(s, fd) for s, fd in zip(image.maps, fds) if s.type != RINGBUF}
 maps["settings"].write(0, monitor.settings(options))
@@ -294,8 +295,8 @@ def test_hooks_that_run_the_same_share_a_program() -> None:
     with running("net-monitor", "--rung", "tracepoint") as monitor:
         numbers = monitor.start["prog_ids"]
         assert len(numbers) < len(monitor.start["hooks"])
-        tags = [show_program(number)["tag"] for number in numbers]
-        assert len(set(tags)) == len(tags)
+        names = [show_program(number)["name"] for number in numbers]
+        assert len(set(names)) == len(names)
         monitor.finish()
 
 

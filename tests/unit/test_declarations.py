@@ -163,11 +163,18 @@ def test_defines_make_valid_macros(monitor: Monitor) -> None:
 
 
 def test_settings_fit_the_map(monitor: Monitor) -> None:
-    """All choices have settings of one size, or none has any."""
-    found = [monitor.settings(options) for options in every_choice(monitor)]
-    assert len({None if each is None else len(each) for each in found}) == 1
+    """Whoever filters has settings, of one size, and a program that reads them; nobody else."""
+    plain = list(every_choice(monitor))
+    assert {monitor.settings(options) for options in plain} == {None}
+    assert not any("FILTERED" in monitor.defines(options) for options in plain)
     text = (bundled_directory() / monitor.source).read_text()
-    assert (found[0] is not None) == bool(re.search(r"BPF_ARRAY\(settings, ", text))
+    can_filter = "pid" in plain[0]
+    assert can_filter == bool(re.search(r"#ifdef FILTERED\nBPF_ARRAY\(settings, ", text))
+    if can_filter:
+        filtered = [{**options, "pid": 0} for options in plain]
+        assert len({len(monitor.settings(options) or b"") for options in filtered}) == 1
+        assert all(monitor.settings(options) for options in filtered)
+        assert all(monitor.defines(options)["FILTERED"] for options in filtered)
 
 
 # ---- what a library call refuses ----------------------------------------------------------------

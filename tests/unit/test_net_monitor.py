@@ -294,19 +294,20 @@ def test_errnos_as_json_and_as_text() -> None:
 
 
 def choices(**given: Any) -> tuple[Any, ...]:
-    """The settings' fields: comm, pid, uid, by_pid, by_uid, by_comm, rows_by, events."""
+    """The settings' fields: comm, pid, uid, by_pid, by_uid, by_comm."""
     raw = MONITOR.settings({**OPTIONS, **given})
-    assert raw is not None and len(raw) == 32
-    return struct.unpack("<16sII5B3x", raw)
+    assert raw is not None and len(raw) == 28
+    return struct.unpack("<16sII3Bx", raw)
 
 
 def test_settings() -> None:
-    assert choices() == (bytes(16), 0, 0, 0, 0, 0, 0, 1)
+    assert MONITOR.settings(OPTIONS) is None
     assert choices(pid=0)[3] == 1, "pid 0 is a filter as well"
     assert choices(uid="root", pid=42)[1:5] == (42, 0, 1, 1)
     assert choices(comm="a-name-longer-than-15")[0] == b"a-name-longer-t\0"
-    assert [choices(by=by)[6] for by in ("process", "comm", "call")] == [0, 1, 2]
-    assert choices(events=False)[7] == 0
+    rows = [MONITOR.defines({**OPTIONS, "by": by})["ROWS_BY"] for by in ("process", "comm", "call")]
+    assert rows == [0, 1, 2]
+    assert [MONITOR.defines({**OPTIONS, "events": e})["EVENTS"] for e in (False, True)] == [0, 1]
 
 
 def test_unknown_user() -> None:
