@@ -19,7 +19,11 @@ def main() -> int:
     _start_worker(sys.argv[1:])
     from hypermesh_ebpf.cli import main
 
-    return main()
+    status = main()
+    # An interrupt that met exec() - dataclasses make their methods by it - is remembered by CPython
+    # however it was handled, and would turn the status of `python -m` into 130.
+    exec("")
+    return status
 
 
 def _start_worker(arguments: list[str]) -> None:
@@ -40,10 +44,11 @@ def _start_worker(arguments: list[str]) -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    from hypermesh_ebpf import monitors
-
-    live = {*monitors.names(), "load", "run", "top"}
-    os._exit(0 if set(sys.argv[1:2]) & live and "--pin" not in sys.argv else 1)
+    """Imports nothing: what is wanted may be half imported just now."""
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    declaration = os.path.join(os.path.dirname(__file__), "monitors", command.replace("-", "_"))
+    live = command in ("load", "run", "top") or os.path.exists(declaration + ".py")
+    os._exit(0 if live and "--pin" not in sys.argv else 1)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from hypermesh_ebpf.host.dependencies import find_bcc
+from hypermesh_ebpf.side_by_side import call_apart
 
 _KALLSYMS = os.path.join(os.path.dirname(__file__), "image/kallsyms")
 _TRACEPOINT_PROGRAM, _PROBE_READ_KERNEL = 5, 113  # enum bpf_prog_type, bpf_func_id
@@ -62,13 +63,17 @@ def compile_module(text: bytes, flags: Sequence[bytes]) -> Any:
     """
     lib = libbcc()
     arguments = (ct.c_char_p * len(flags))(*flags)
-    with _short_kallsyms():
-        return lib.bpf_module_create_c_from_string(text, 0, arguments, len(flags), True, None)
+
+    def create() -> Any:
+        with _short_kallsyms():
+            return lib.bpf_module_create_c_from_string(text, 0, arguments, len(flags), True, None)
+
+    return call_apart(create)
 
 
 @contextmanager
 def _short_kallsyms() -> Iterator[None]:
-    """Meanwhile /proc/kallsyms has four lines, for this process, where it may do that.
+    """Meanwhile /proc/kallsyms has four lines, for this thread, where it may do that.
 
     BCC asks at each compilation whether the kernel has bpf_probe_read_kernel(), and reads all of
     the symbols for it (check_bpf_probe_read_kernel() in src/cc/frontends/clang/

@@ -137,12 +137,12 @@ class Opening:
 
     def finish(self, report: Report | None = None) -> Session:
         """Wait until everything is attached; the session.  Raises what opening failed with."""
-        from hypermesh_ebpf.bpf.programs import close_all, close_attachments
-        from hypermesh_ebpf.host.mark import mark_process
-        from hypermesh_ebpf.session import Session
-
         report = report or (lambda kind, text: None)
         with self._undo as undo:
+            from hypermesh_ebpf.bpf.programs import close_all, close_attachments
+            from hypermesh_ebpf.host.mark import mark_process
+            from hypermesh_ebpf.session import Session
+
             if self._guard:
                 from hypermesh_ebpf import ledger
 

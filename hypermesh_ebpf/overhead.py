@@ -52,7 +52,8 @@ class Governor:
             self.excess = sum(self._over) / len(self._over)
             if self.one_in < self._lowest:
                 if len(self._over) >= _OVER:
-                    self._take(self.one_in << math.ceil(math.log2(self.excess / self._most)))
+                    times = min(self.excess / self._most, float(self._lowest))
+                    self._take(self.one_in << math.ceil(math.log2(times)))
                 return True
             return len(self._over) < _OVER_TO_STOP
         self._over.clear()

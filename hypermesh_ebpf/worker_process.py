@@ -28,7 +28,6 @@ from hypermesh_ebpf.channel import LEFT_ALONE, PROGRAMS, Channel
 from hypermesh_ebpf.errors import HmebpfError, MissingPrivilege, describe_errno, from_dict
 
 _IDLE_SECONDS = 3.0
-_PARENT_STARTS_SECONDS = 600.0  # in an emulated machine that takes a while; a hang is forever
 _CLONE_NEWNET = 0x40000000
 
 
@@ -42,12 +41,12 @@ def main(channel_fd: int, task: str = "") -> None:
     talk = Talk(channel)
     poll = select.poll()
     poll.register(channel_fd, select.POLLIN)
-    patience = _IDLE_SECONDS
+    patience: float | None = _IDLE_SECONDS * 1000
     if task:
         _get_ready(task)
-        patience = _PARENT_STARTS_SECONDS
-    while poll.poll(patience * 1000):
-        patience = _IDLE_SECONDS
+        patience = None  # it will ask, or end; it may also be stopped in between
+    while poll.poll(patience):
+        patience = _IDLE_SECONDS * 1000
         received = channel.receive()
         if received is None:
             break

@@ -276,9 +276,10 @@ def enter_private_mounts() -> None:
 
 @contextmanager
 def stand_in(file: str, place: str) -> Iterator[None]:
-    """For the worker process only: meanwhile who opens ``place`` in this process gets ``file``.
+    """For a thread that ends with this: meanwhile ``place`` is ``file``, for this thread alone.
 
-    Raises OSError, EPERM without CAP_SYS_ADMIN.
+    It has mounts of its own from then on, and would not see what the host mounts later.  Raises
+    OSError, EPERM without CAP_SYS_ADMIN.
     """
     _leave_for_private_mounts()
     _mount(file, place, None, _MS_BIND)
@@ -298,14 +299,14 @@ def _leave_for_private_mounts() -> None:
 
 def _become_slave() -> None:
     """No mount of ours travels to the host.  Inside a chroot "/" is no mount point: take those
-    that are, of sysfs and procfs."""
+    that are."""
     try:
         _mount(None, "/", None, _MS_REC | _MS_SLAVE)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
         for mount in read_mounts():
-            if mount.shared and (mount.point + "/").startswith(("/sys/", "/proc/")):
+            if mount.shared:
                 _mount(None, mount.point, None, _MS_SLAVE)
 
 

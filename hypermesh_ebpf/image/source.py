@@ -146,7 +146,8 @@ def _btf_state() -> str:
 def _key(path: Path, text: str, defines: Mapping[str, str | int]) -> str:
     headers = sorted(path.parent.glob("*.h")) + sorted((_PACKAGE / "image/include").rglob("*.h"))
     # What this code makes of a source is an ingredient, too.
-    headers += [_PACKAGE / "image/kernel_types.py", _PACKAGE / "image/bcc.py"]
+    own = ("image/kernel_types.py", "image/bcc.py", "image/kallsyms", "libbcc.py")
+    headers += [_PACKAGE / name for name in own]
     macros = "\n".join(f"{name}={value}" for name, value in sorted(defines.items()))
     found = find_bcc()
     parts = [__version__, text, macros, found.version, _btf_state()]
@@ -182,6 +183,8 @@ def _own_ingredients() -> Iterator[str]:
         for path in sorted(folder.rglob("*.h") if folder.name != "image" else folder.glob("*.py")):
             status = path.stat()
             yield f"{path} {status.st_size} {status.st_mtime_ns}"
+    for name in ("image/kallsyms", "libbcc.py"):
+        yield (_PACKAGE / name).read_text()
 
 
 def _read_format(category: str, name: str) -> str:

@@ -220,11 +220,19 @@ def test_nothing_is_told_of_what_nobody_asked() -> None:
 # ---- estimates -----------------------------------------------------------------------------------
 
 
-RUNGS = [(name, rung.name) for name in monitors.names() for rung in monitors.load(name).rungs]
+NEED_OTHER_KERNELS = ("kprobe", "fentry")
+RUNGS = [
+    pytest.param(
+        name,
+        rung.name,
+        marks=pytest.mark.vm_too if rung.name in NEED_OTHER_KERNELS else pytest.mark.vm_wide,
+    )
+    for name in monitors.names()
+    for rung in monitors.load(name).rungs
+]
 
 
 @needs_namespaces
-@pytest.mark.vm_wide
 @pytest.mark.parametrize(("name", "rung"), RUNGS)
 def test_every_rung_can_be_sampled(name: str, rung: str) -> None:
     """The verifier of this kernel takes the programs, and they pass events over."""

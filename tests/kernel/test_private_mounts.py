@@ -12,6 +12,7 @@ import pytest
 from hypermesh_ebpf.errors import Unsupported
 from hypermesh_ebpf.host import filesystems
 from hypermesh_ebpf.host.filesystems import TRACEFS, Filesystem, find_mount, magic_of, open_detached
+from tests.compiler import ROOT
 from tests.netns import needs_own_mounts
 
 vm_too = pytest.mark.vm_too  # what may differ on another kernel; the rest is the same everywhere
@@ -159,3 +160,19 @@ def test_fix_mounts_what_is_missing_and_nothing_else() -> None:
     first, second = answer.stdout.splitlines()
     assert first == "3 [None, None, None] 0", answer.stderr
     assert second == "/sys/fs/bpf /sys/kernel/debug /sys/kernel/tracing"
+
+
+def test_compiling_leaves_the_mounts_alone() -> None:
+    """A worker that compiled sees what the host mounts later: only a thread of its had others."""
+    text = (
+        "import os; from hypermesh_ebpf.libbcc import compile_module;"
+        "before = os.readlink('/proc/thread-self/ns/mnt');"
+        "flags = [b'-DLINUX_VERSION_CODE=0', b'-DPAGE_SIZE=4096'];"
+        "assert compile_module(b'int f(void *ctx) { return 0; }', flags);"
+        "assert os.readlink('/proc/thread-self/ns/mnt') == before; os._exit(0)"
+    )
+    env = {**os.environ, "BCC_KERNEL_SOURCE": str(ROOT / "hypermesh_ebpf/image")}
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

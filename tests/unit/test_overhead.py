@@ -324,3 +324,9 @@ def test_statistics_that_are_on_for_good(monkeypatch: pytest.MonkeyPatch, tmp_pa
 )
 def test_percentages_are_short(percent: float, text: str) -> None:
     assert show(percent) == text
+
+
+def test_limit_that_is_next_to_nothing() -> None:
+    """What is over it by more than a float can hold gets the lowest share at once."""
+    governor = Governor(1e-320, can_sample=True)
+    assert judge(governor, [50.0] * 2)[-1] == LOWEST

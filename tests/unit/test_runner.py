@@ -35,7 +35,7 @@ def finished(name: str, failed: bool = False, **outcomes: str) -> Any:
         f"tests/kernel/{test}": {"id": f"tests/kernel/{test}", "outcome": outcome, "reason": "why"}
         for test, outcome in outcomes.items()
     }
-    return SimpleNamespace(name=name, where=name, failed=failed, results=results)
+    return SimpleNamespace(name=name, where=name, failed=failed, results=results, left=[])
 
 
 def test_sum_is_the_last_line(runner: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,6 +94,12 @@ RESULT = '{"id": "%s", "outcome": "passed", "reason": ""}'
         ("echo '{}' >>$HMEBPF_TEST_RESULTS; exit 1", True),
         ("echo '{}' >>$HMEBPF_TEST_RESULTS; exit 5", False),
         ("echo killed before the end", True),
+        ("echo '{}' >>$HMEBPF_TEST_RESULTS; echo '{{\"id\": ' >>$HMEBPF_TEST_RESULTS", False),
+        (
+            'echo \'{{"planned": ["t", "u"]}}\' >>$HMEBPF_TEST_RESULTS;'
+            "echo '{}' >>$HMEBPF_TEST_RESULTS",
+            True,
+        ),
     ],
 )
 def test_run_without_results_has_failed(
@@ -167,7 +173,8 @@ def record(folder: Path, *arguments: str, **environment: str) -> dict[str, tuple
         capture_output=True,
         timeout=120,
     )
-    tests = [json.loads(line) for line in results.read_text().splitlines()]
+    lines = [json.loads(line) for line in results.read_text().splitlines() if line]
+    tests = [line for line in lines if "id" in line]
     found = {test["id"]: (test["outcome"], test["reason"]) for test in tests}
     assert len(found) == len(tests), "each is told once"
     return found
@@ -211,6 +218,21 @@ def test_folders_decide_markers(project: Path) -> None:
         assert chosen["kernel/test_kernel.py::test"] == ("skipped", "needs root")
     inside = record(project, "-m", "vm", HMEBPF_VM_KERNEL="6.1")
     assert inside == {"vm/test_vm.py::test": ("passed", "")}
+
+
+def test_run_that_ends_early_has_failed(
+    runner: Any, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever its status: a test, or what it calls, may end the process of the tests."""
+    text = "import os\ndef test_a(): pass\ndef test_b(): os._exit(0)\ndef test_c(): 1 / 0"
+    (project / "unit/test_it.py").write_text(text)
+    assert record(project) == {"unit/test_it.py::test_a": ("passed", "")}
+    run = runner.Run("early", ["true"], where="host", results=project / "results")
+    run.show()
+    assert run.code == 0
+    assert run.failed
+    assert runner.report([run]) == 1
+    assert "unit/test_it.py::test_c" in capsys.readouterr().out
 
 
 def test_what_was_over_before_a_machine_died_is_not_run_again(project: Path) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from hypermesh_ebpf.side_by_side import call_side_by_side
+from hypermesh_ebpf.side_by_side import call_apart, call_side_by_side
 
 
 @pytest.mark.parametrize("threads", [1, 2, 40])
@@ -33,3 +33,27 @@ def test_the_first_error_is_raised_when_all_are_over() -> None:
     with pytest.raises(ValueError, match="1"):
         call_side_by_side(calls, 2)
     assert sorted(made) == [0, 3]
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_calls_are_made_where_there_are_no_more_threads(
+    monkeypatch: pytest.MonkeyPatch, allowed: int
+) -> None:
+    start, started = threading.Thread.start, []
+
+    def start_some(thread: threading.Thread) -> None:
+        if len(started) == allowed:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_some)
+    made: list[int] = []
+    call_side_by_side([partial(made.append, each) for each in range(7)], 4)
+    assert sorted(made) == list(range(7))
+
+
+def test_apart_is_another_thread() -> None:
+    assert call_apart(threading.get_ident) != threading.get_ident()
+    with pytest.raises(ZeroDivisionError):
+        call_apart(lambda: 1 // 0)
