@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -36,6 +37,8 @@ def main(argv: Sequence[str]) -> int:
     if os.geteuid():
         parser.error("run it as root: it loads programs into the kernel")
 
+    # Contenders are interrupted; who was started in the background would have them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     enter_private_mounts()  # the peers want tracefs at its usual place
     machine = describe_machine()
     print(*(f"{name}: {value}" for name, value in machine.items()), sep="\n")
@@ -46,10 +49,10 @@ def main(argv: Sequence[str]) -> int:
         found[name] = list(module.run(Settings(options.rounds)))
         print(f"\n{module.TITLE}")
         print(draw_table(found[name]), flush=True)
-    if options.json:
-        figures = {name: [as_dict(each) for each in results] for name, results in found.items()}
-        text = json.dumps({"machine": machine, "sections": figures}, indent=1)
-        options.json.write_text(text + "\n")
+        if options.json:  # after each section: a later one may be interrupted
+            figures = {name: [as_dict(each) for each in results] for name, results in found.items()}
+            text = json.dumps({"machine": machine, "sections": figures}, indent=1)
+            options.json.write_text(text + "\n")
     missed = [each.what for results in found.values() for each in results if each.met is False]
     if missed:
         print("\nover budget: " + "; ".join(missed), file=sys.stderr)
