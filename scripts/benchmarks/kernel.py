@@ -27,7 +27,7 @@ from benchmarks.programs import (
     time_packets,
 )
 from hypermesh_ebpf import monitors
-from hypermesh_ebpf.bpf.programs import switch_statistics_on
+from hypermesh_ebpf.bpf.statistics import switch_statistics_on
 from hypermesh_ebpf.image.image import Image
 from hypermesh_ebpf.image.source import build_image, bundled_directory
 from hypermesh_ebpf.opening import complete_options

@@ -149,3 +149,9 @@ def test_wrong_arguments_are_told(arguments: list[str], capsys: pytest.CaptureFi
         import_module("benchmarks.command").main(arguments)
     assert ended.value.code == 2
     assert "scripts/bench: error:" in capsys.readouterr().err
+
+
+def test_every_section_can_be_imported() -> None:
+    for name in import_module("benchmarks").SECTIONS:
+        module = import_module(f"benchmarks.{name}")
+        assert module.TITLE and callable(module.run)
