@@ -275,7 +275,8 @@ static __always_inline void read_strings(struct exec *exec, u8 pointer_size)
  * Tasks that share a place do as in net_monitor.c, which tells why that is safe. */
 static __always_inline struct place *place_of(u64 task)
 {
-	u32 index = (u32)(task >> 6) * 0x9E35 % PLACES; /* task_structs are aligned to cache lines */
+	/* The upper bits of a product: the lower ones of an address are those of its place in a slab. */
+	u32 index = ((u32)(task >> 6) * 0x9E3779B1 >> 16) % PLACES;
 	return places.lookup(&index);
 }
 

@@ -79,17 +79,22 @@ struct pt_regs {
 #error "hmebpf knows x86-64 and arm64"
 #endif
 
-/* ---- system call tracepoints: events/syscalls/sys_enter_* and sys_exit_*, format since 2.6.33 ---- */
+/* ---- system call tracepoints: events/syscalls/sys_enter_* and sys_exit_*, format since 2.6.33 ----
+ *
+ * `nr` is an int in newer kernels, with four bytes behind it that nobody writes, and was a long; on
+ * little-endian machines the lower half is the number in both. */
 
 struct sys_enter {
 	u64 common;
-	s64 nr;
+	s32 nr;
+	u32 unused;
 	u64 args[6];
 };
 
 struct sys_exit {
 	u64 common;
-	s64 nr;
+	s32 nr;
+	u32 unused;
 	s64 ret;
 };
 

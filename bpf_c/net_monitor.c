@@ -134,7 +134,7 @@ BPF_TABLE("percpu_hash", struct failure, u64, failures, ROWS);
 /* Calls under way: each in its thread's place, or, if that is taken by another thread, in the hash. */
 BPF_ARRAY(places, struct underway, PLACES);
 BPF_TABLE("hash", u64, struct underway, overflow, 16384);
-BPF_PERCPU_ARRAY(blocks, struct block, 1);
+BPF_PERCPU_ARRAY(blocks, struct block, 2); /* fexit of one call may be preempted by that of the other */
 BPF_ARRAY(zeroes, struct counter, 1); /* what a row begins with; on the stack it would take half of that */
 BPF_RINGBUF_OUTPUT(events, 256); /* pages: 1 MiB, some 3,000 events */
 #ifdef SAMPLED
@@ -479,8 +479,8 @@ report(struct underway *underway, struct process *process, s64 ret, u64 end_ns)
  * nothing, and there is no branch but the one that ends it. */
 static __always_inline u64 sum_messages(struct underway *underway, u64 number)
 {
-	u32 zero = 0;
-	struct block *block = blocks.lookup(&zero);
+	u32 which = underway->call == SEND;
+	struct block *block = blocks.lookup(&which);
 	if (!block)
 		return 0;
 	volatile u64 *left = &underway->length;

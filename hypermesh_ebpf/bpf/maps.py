@@ -97,7 +97,7 @@ class Map:
 
         Raises MapError; ValueError for a value of the wrong size.
         """
-        size = self.spec.value_size * self.reader.copies
+        size = self.reader.stride * self.reader.copies  # each copy rounded up to 8 bytes
         if len(value) != size:
             raise ValueError(f"{self.spec.name}: {len(value)} bytes, not {size}")
         raw = struct.pack("=I", key)

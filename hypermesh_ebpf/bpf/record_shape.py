@@ -69,8 +69,11 @@ class _Maker:
             return self._item("float")
         if kind == "pointer":
             return self._item("pointer")
-        if not type_.size:
+        if not type_.size and not struct.unpack("=" + type_.layout, b""):
             return type_.build(iter(()))
+        if not type_.size:  # an array of nothing that is unpacked all the same, as no bytes
+            kind = "other" if is_text(description) else "nested"
+            return self._item(kind, lambda item: type_.build(iter((item,))))
         if kind == "array" and type_.layout != f"{type_.size}s":
             return [self.make(description["element"]) for _ in range(description["count"])]
         if "members" not in description or not _is_plain(description):

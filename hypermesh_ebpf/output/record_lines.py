@@ -153,7 +153,7 @@ class CsvRows:
         """From what a pattern has in place of a value to what makes its column of all items."""
         if isinstance(source, Item):
             return self._make_item_column(source, self._cell)
-        if isinstance(source, list):
+        if isinstance(source, list) and source:  # an array of nothing is a constant
             parts = [self._make_item_column(each, lambda value: value) for each in source]
             cell = self._cell
 

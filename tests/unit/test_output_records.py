@@ -73,6 +73,10 @@ TYPES = {
     "numbers": structure(a=integer(8), b=integer(4, signed=True), c=integer(1), d=integer(2)),
     "text": structure(pid=integer(4), comm=array(CHAR, 16), path=array(CHAR, 5)),
     "only text": structure(comm=array(CHAR, 16)),
+    "open end": structure(pid=integer(4), words=array(integer(4), 0)),
+    "open text": structure(pid=integer(4), text=array(CHAR, 0)),
+    "open structures": structure(pid=integer(4), more=array(INNER, 0)),
+    "open pointers": structure(pid=integer(4), more=array(POINTER, 0)),
     "floats": structure(part=floating(8), half=floating(4), tiny=floating(2)),
     "everything": structure(
         flag=BOOL, color=COLOR, at=POINTER, big=integer(16, signed=True), inner=INNER, n=integer(4)
