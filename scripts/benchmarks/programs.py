@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes as ct
 import os
 import subprocess
 import time
@@ -23,31 +22,10 @@ from hypermesh_ebpf.image import bcc
 from hypermesh_ebpf.image.image import Image
 from hypermesh_ebpf.image.kernel_types import KernelTypes
 from hypermesh_ebpf.image.source import bundled_directory
+from tests.compiler import run_timed
 
 TEXTS = Path(__file__).resolve().parent / "c"
 _HEADER = "hmebpf.h"
-
-
-class _TestRunOpts(ct.Structure):
-    """struct bpf_test_run_opts of libbpf 1.0, as far as it is used."""
-
-    _fields_ = [
-        ("sz", ct.c_size_t),
-        ("data_in", ct.c_char_p),
-        ("data_out", ct.c_void_p),
-        ("data_size_in", ct.c_uint32),
-        ("data_size_out", ct.c_uint32),
-        ("ctx_in", ct.c_void_p),
-        ("ctx_out", ct.c_void_p),
-        ("ctx_size_in", ct.c_uint32),
-        ("ctx_size_out", ct.c_uint32),
-        ("retval", ct.c_uint32),
-        ("repeat", ct.c_int),
-        ("duration", ct.c_uint32),
-        ("flags", ct.c_uint32),
-        ("cpu", ct.c_uint32),
-        ("batch", ct.c_uint32),
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +75,14 @@ def time_packets(program: int, packet: bytes, repeat: int = 200_000, tries: int 
     somebody had run statistics switched on, which cost more than the program, is made again.
     Raises RuntimeError if they stay on.
     """
-    options = _TestRunOpts(
-        sz=ct.sizeof(_TestRunOpts), data_in=packet, data_size_in=len(packet), repeat=repeat
-    )
     durations: list[int] = []
     for _ in range(20 * tries):
         runs, _spent = read_run_statistics(program)
-        check(libbpf().bpf_prog_test_run_opts(program, ct.byref(options)))
+        _result, nanoseconds = run_timed(program, packet, repeat)
         if read_run_statistics(program)[0] > runs:
             time.sleep(1)
             continue
-        durations.append(options.duration)
+        durations.append(nanoseconds)
         if len(durations) == tries:
             return min(durations) / 1e9
     raise RuntimeError("somebody keeps BPF run statistics on (sysctl kernel.bpf_stats_enabled)")
